@@ -1,0 +1,25 @@
+"""RepVGG for the OpenMMLab toolboxes. Importing this registers the backbone `RepVGG`."""
+
+try:
+    import mmcv  # noqa: F401
+    import mmengine  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'repvgg_mm needs mmengine and mmcv, and {error.name} cannot be imported ({error}). Install one stack, not both: '
+        "pip install 'repvgg_mm[openmmlab]' or pip install 'repvgg_mm[onedl]' "
+        '(torch first; see "Set-up" in the README).') from error
+
+from .archs import ARCHS, Arch
+from .backbone import RepVGG, fast_dilations
+from .block import RepVGGBlock
+from .checkpoint import load_strictly, read_checkpoint
+from .compare import compare_models
+from .convert import whole_model_convert
+from .errors import UserError
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'ARCHS', 'Arch', 'RepVGG', 'RepVGGBlock', 'UserError', 'compare_models', 'fast_dilations',
+    'load_strictly', 'read_checkpoint', 'whole_model_convert',
+]

@@ -1,0 +1,186 @@
+"""RepVGG as a backbone for segmentors and detectors: a stem, then stages, each a plain stack of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .archs import get_arch
+from .block import RepVGGBlock, fuse_blocks
+from .errors import UserError
+from .registry import register
+
+
+@register
+class RepVGG(BaseModule):
+    """RepVGG (arXiv 2101.03697), from images (N, in_channels, H, W) to a tuple of feature maps.
+
+    With the default strides, stage i (from 0) gives (N, C_i, H / 2**(i + 2), W / 2**(i + 2)), sizes
+    rounded up. Names in the state dict are mmpretrain's.
+
+    Args:
+        arch: a variant's name, or a dict with `depths`, `width_factors` and, if wanted, `groups`
+            and `se_ratio` (see `archs.Arch`).
+        in_channels: channels of the input.
+        out_indices: stages to return, in this order; negative ones count from the last. Stages past
+            the last one needed are not built.
+        strides: stride of each stage's first block. Output stride 8 is (2, 2, 1, 1).
+        dilations: of each stage, an int or one int a block. `fast_dilations` gives the paper's
+            fast variant.
+        frozen_stages: -1 for none, 0 for the stem, n for the stem and n stages. Frozen parameters
+            have requires_grad=False from construction on, frozen norms stay on running statistics.
+        norm_eval: keep every norm on running statistics while training.
+        with_cp: trade time for memory in training; running statistics are updated once.
+        norm_cfg: BN or SyncBN; other norms cannot be fused.
+        act_cfg: activation of every block.
+        deploy: build the deploy form, to load a converted checkpoint into.
+        pretrained: path or URL of weights, short for init_cfg=dict(type='Pretrained', checkpoint=...).
+        init_cfg: initialisation as in every OpenMMLab model; torch's own without one.
+
+    Raises:
+        UserError: an argument that no RepVGG has, with what it may be.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        strides: Sequence[int] = (2, 2, 2, 2),
+        dilations: Sequence[int | Sequence[int]] = (1, 1, 1, 1),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        norm_cfg: Mapping = dict(type='BN'),
+        act_cfg: Mapping = dict(type='ReLU'),
+        deploy: bool = False,
+        pretrained: str | None = None,
+        init_cfg: Mapping | list | None = None,
+    ) -> None:
+        if pretrained is not None:
+            if init_cfg is not None:
+                raise UserError(f'Weights come from pretrained or from init_cfg, got {pretrained!r} and {init_cfg}. '
+                                 'Remove one of the two.')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        super().__init__(init_cfg)
+        self.arch = get_arch(arch)
+        num_stages = len(self.arch.depths)
+        self.out_indices = _normalise_indices(out_indices, num_stages)
+        if len(strides) != num_stages:
+            raise UserError(f'strides needs one entry for each of the {num_stages} stages, got {tuple(strides)}. '
+                             f'The default is {(2,) * num_stages}.')
+        dilations = _dilations_of_blocks(dilations, self.arch.depths)
+        num_built = max(self.out_indices) + 1
+        if not -1 <= frozen_stages <= num_built:
+            raise UserError(f'frozen_stages must be from -1 (none) to {num_built} (all stages that out_indices='
+                             f'{tuple(out_indices)} needs), got {frozen_stages}. Choose one in that range.')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+        block = partial(
+            RepVGGBlock,
+            norm=_norm_builder(norm_cfg),
+            act=partial(build_activation_layer, dict(act_cfg)),
+            with_cp=with_cp,
+            deploy=deploy)
+        channels = self.arch.stem_channels
+        self.stem = block(in_channels, channels, stride=2, se_channels=self._se_channels(channels))
+        layer = 0
+        self.stages: list[str] = []
+        for stage in range(num_built):
+            out_channels = self.arch.stage_channels[stage]
+            blocks = nn.Sequential()
+            for i, dilation in enumerate(dilations[stage]):
+                layer += 1
+                blocks.append(block(
+                    channels, out_channels,
+                    stride=strides[stage] if i == 0 else 1,
+                    dilation=dilation,
+                    groups=self.arch.groups_of_layer(layer),
+                    identity=i > 0,
+                    se_channels=self._se_channels(out_channels)))
+                channels = out_channels
+            self.stages.append(f'stage_{stage + 1}')
+            self.add_module(self.stages[-1], blocks)
+        self._freeze_stages()
+
+    @property
+    def deploy(self) -> bool:
+        """Whether every block is in deploy form."""
+        return all(module.deploy for module in self.modules() if isinstance(module, RepVGGBlock))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # N, in_channels, H, W
+        x = self.stem(x)
+        features = []
+        for name in self.stages:
+            x = getattr(self, name)(x)                   # N, C_i, H_i, W_i
+            features.append(x)
+        return tuple(features[i] for i in self.out_indices)
+
+    def switch_to_deploy(self) -> None:
+        """Fuse every block; does nothing in deploy form.
+
+        Raises:
+            UserError: a block cannot be fused, named; the backbone is then unchanged.
+        """
+        fuse_blocks(self)
+
+    def train(self, mode: bool = True) -> RepVGG:
+        super().train(mode)
+        frozen = [self] if self.norm_eval else self._frozen_modules()
+        for parent in frozen:
+            for module in parent.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _se_channels(self, channels: int) -> int:
+        return channels // self.arch.se_ratio if self.arch.se_ratio else 0
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.stem, *(getattr(self, name) for name in self.stages[:self.frozen_stages])]
+
+    def _freeze_stages(self) -> None:
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+
+def fast_dilations(arch: str | Mapping) -> tuple[int | tuple[int, ...], ...]:
+    """`dilations` of the paper's fast variant (section 4.3) for output stride 8.
+
+    Only the last four blocks of stage 3 and the one of stage 4 are dilated.
+    """
+    depth = get_arch(arch).depths[2]
+    return 1, 1, (1,) * (depth - 4) + (2,) * 4, 4
+
+
+def _normalise_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+    if isinstance(out_indices, int) or not out_indices or any(
+            not -num_stages <= index < num_stages for index in out_indices):
+        raise UserError(f'out_indices needs one or more integers from {-num_stages} to {num_stages - 1} (a stage each), '
+                         f'got {out_indices}. The default is {tuple(range(num_stages))}.')
+    return tuple(index % num_stages for index in out_indices)
+
+
+def _dilations_of_blocks(
+    dilations: Sequence[int | Sequence[int]], depths: Sequence[int]
+) -> list[tuple[int, ...]]:
+    if len(dilations) == len(depths):
+        expanded = [(entry,) * depth if isinstance(entry, int) else tuple(entry)
+                    for entry, depth in zip(dilations, depths)]
+        if [len(entry) for entry in expanded] == list(depths):
+            return expanded
+    raise UserError(f'dilations needs one entry a stage, an int or one int a block, for stages of {tuple(depths)} '
+                     f'blocks; got {tuple(dilations)}. The default is {(1,) * len(depths)}.')
+
+
+def _norm_builder(norm_cfg: Mapping) -> Callable[[int], nn.Module]:
+    return lambda channels: build_norm_layer(dict(norm_cfg), channels)[1]

@@ -1,0 +1,247 @@
+"""The RepVGG block in training form and in deploy form (paper, section 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from .errors import UserError
+from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
+
+
+class SqueezeExcitation(nn.Module):
+    """x * sigmoid(expand(relu(reduce(mean of x over H and W)))), the SE of D2se (arXiv 1709.01507)."""
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        # The inner name `conv` is mmpretrain's, so that weights interchange.
+        self.conv1 = nn.Sequential(OrderedDict(conv=nn.Conv2d(channels, hidden_channels, 1)))
+        self.conv2 = nn.Sequential(OrderedDict(conv=nn.Conv2d(hidden_channels, channels, 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean((2, 3), keepdim=True)                           # N, C, 1, 1
+        return x * self.conv2(self.conv1(squeezed).relu()).sigmoid()      # N, C, H, W
+
+
+class RepVGGBlock(nn.Module):
+    """relu(se(norm(conv3x3(x)) + norm(conv1x1(x)) + norm(x))), or the same with one convolution.
+
+    x is (N, in_channels, H, W); the output is (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Args:
+        identity: whether the block has the identity branch, which needs as many output as input
+            channels and stride 1. An architecture decides this (every block but the first of a
+            stage), not the stride that a segmentation config may change.
+        se_channels: hidden channels of squeeze-and-excitation, 0 for none.
+        norm: makes a branch's normalisation from its number of channels. Only a BatchNorm with
+            running statistics can be fused.
+        act: makes the activation.
+        with_cp: do not save activations for the backward pass, compute them again; the running
+            statistics are updated once.
+        deploy: build the deploy form, `branch_reparam`.
+
+    Raises:
+        UserError: an identity branch that the shape forbids, or a norm that cannot be fused.
+    """
+
+    # Whether frozen statistics make the block one convolution; `branch_by_branch` turns it off.
+    fuse_on_the_fly = True
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        padding_mode: str = 'zeros',
+        identity: bool = False,
+        se_channels: int = 0,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        with_cp: bool = False,
+        deploy: bool = False,
+    ) -> None:
+        super().__init__()
+        if identity and (in_channels != out_channels or stride != 1):
+            raise UserError(
+                'An identity branch needs as many output as input channels and stride 1, got '
+                f'{in_channels} to {out_channels} channels and stride {stride}. Pass identity=False.')
+        self.with_cp = with_cp
+
+        def conv3x3(bias: bool) -> nn.Conv2d:
+            return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation,
+                             groups=groups, bias=bias, padding_mode=padding_mode)
+
+        if deploy:
+            self.branch_reparam = conv3x3(bias=True)
+        else:
+            conv1x1 = nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
+            self.branch_3x3 = nn.Sequential(OrderedDict(conv=conv3x3(bias=False), norm=norm(out_channels)))
+            self.branch_1x1 = nn.Sequential(OrderedDict(conv=conv1x1, norm=norm(out_channels)))
+            self.branch_norm = norm(in_channels) if identity else None
+            self.check_fusible()
+        self.se_layer = SqueezeExcitation(out_channels, se_channels) if se_channels else nn.Identity()
+        self.act = act()
+
+    @property
+    def deploy(self) -> bool:
+        """Whether the block is in deploy form."""
+        return hasattr(self, 'branch_reparam')
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, use_reentrant=False,
+                              context_fn=lambda: (nullcontext(), self._statistics_untouched()))
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:          # N, C1, H, W
+        return self.act(self.se_layer(self.convolve(x)))  # N, C2, H', W'
+
+    def convolve(self, x: Tensor) -> Tensor:
+        if self.deploy:
+            return self.branch_reparam(x)
+        if self.fuse_on_the_fly and self._statistics_frozen():
+            return self.branch_3x3.conv._conv_forward(x, *self.fuse())  # honours padding_mode
+        out = self.branch_3x3(x) + self.branch_1x1(x)
+        return out if self.branch_norm is None else out + self.branch_norm(x)
+
+    def fuse(self) -> tuple[Tensor, Tensor]:
+        """Kernel (C2, C1/groups, 3, 3) and bias (C2,) of the one convolution that the block is.
+
+        Differentiable in every branch's parameters. Half-precision blocks are fused in float32
+        and rounded last.
+        """
+        conv = self.branch_3x3.conv
+        dtype = torch.promote_types(conv.weight.dtype, torch.float32)
+        kernel, bias = fuse_branches(
+            conv.weight.to(dtype), _scale_shift(self.branch_3x3.norm, dtype),
+            self.branch_1x1.conv.weight.to(dtype), _scale_shift(self.branch_1x1.norm, dtype),
+            None if self.branch_norm is None else _scale_shift(self.branch_norm, dtype),
+            conv.groups)
+        return kernel.to(conv.weight.dtype), bias.to(conv.weight.dtype)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Replace the branches by their one convolution. A block in deploy form is left as it is.
+
+        Device, dtype, memory format, padding mode and `requires_grad` are those of the 3x3 branch.
+
+        Raises:
+            UserError: the block cannot be fused; it is then unchanged.
+        """
+        if self.deploy:
+            return
+        self.check_fusible()
+        conv, norm = self.branch_3x3
+        kernel, bias = self.fuse()
+        with torch.device('meta'):  # allocates nothing: the fused tensors become the parameters
+            fused = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, conv.padding,
+                              conv.dilation, conv.groups, padding_mode=conv.padding_mode)
+        fused.weight = nn.Parameter(kernel, requires_grad=conv.weight.requires_grad)
+        fused.bias = nn.Parameter(bias, requires_grad=_trains(norm))
+        fused.train(self.training)
+        del self.branch_3x3, self.branch_1x1, self.branch_norm
+        self.branch_reparam = fused
+
+    def check_fusible(self) -> None:
+        """Raise UserError, naming the layer, if a branch has no BatchNorm with usable running statistics."""
+        for name, norm in self._named_norms():
+            _check_norm(name, norm)
+
+    def _named_norms(self) -> Iterator[tuple[str, nn.Module]]:
+        yield 'branch_3x3.norm', self.branch_3x3.norm
+        yield 'branch_1x1.norm', self.branch_1x1.norm
+        if self.branch_norm is not None:
+            yield 'branch_norm', self.branch_norm
+
+    def _statistics_frozen(self) -> bool:
+        return all(isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+                   for _, norm in self._named_norms())
+
+    @contextmanager
+    def _statistics_untouched(self) -> Iterator[None]:
+        """While activations are computed again: batch statistics as before, running ones not updated again."""
+        norms = [] if self.deploy else [norm for _, norm in self._named_norms() if isinstance(norm, _BatchNorm)]
+        tracked = [norm.track_running_stats for norm in norms]
+        for norm in norms:
+            norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            for norm, track in zip(norms, tracked):
+                norm.track_running_stats = track
+
+
+def fuse_blocks(model: nn.Module) -> int:
+    """Fuse every RepVGGBlock in `model`, itself included, and return how many were fused.
+
+    One block after the other, so that at most one fused kernel is held beside the branches.
+
+    Raises:
+        UserError: a block cannot be fused, named; no block of the model is then changed.
+    """
+    blocks = {name: block for name, block in named_blocks(model) if not block.deploy}
+    for name, block in blocks.items():
+        try:
+            block.check_fusible()
+        except UserError as error:
+            raise UserError(f'{name}: {error}' if name else str(error)) from None
+    for block in blocks.values():
+        block.switch_to_deploy()
+    return len(blocks)
+
+
+def named_blocks(model: nn.Module) -> Iterator[tuple[str, RepVGGBlock]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, RepVGGBlock))
+
+
+@contextmanager
+def branch_by_branch(model: nn.Module) -> Iterator[None]:
+    """Let every block compute the sum of its branches, in eval mode too: the truth that fusing is compared with."""
+    blocks = [block for _, block in named_blocks(model)]
+    before = [block.fuse_on_the_fly for block in blocks]
+    for block in blocks:
+        block.fuse_on_the_fly = False
+    try:
+        yield
+    finally:
+        for block, fuse_on_the_fly in zip(blocks, before):
+            block.fuse_on_the_fly = fuse_on_the_fly
+
+
+def _scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
+    tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    return scale_shift_of_norm(*(None if t is None else t.to(dtype) for t in tensors), norm.eps)
+
+
+def _trains(norm: _BatchNorm) -> bool:
+    return norm.bias is not None and norm.bias.requires_grad
+
+
+def _check_norm(name: str, norm: nn.Module) -> None:
+    if not isinstance(norm, _BatchNorm):
+        raise UserError(
+            f'A RepVGG block fuses only if each branch ends in a BatchNorm, but {name} is {type(norm).__name__}. '
+            "Use norm_cfg=dict(type='BN') or 'SyncBN', and convert before other tools fuse or replace the norms.")
+    if norm.running_mean is None or norm.running_var is None:
+        raise UserError(
+            f'A RepVGG block fuses with running statistics, but {name} keeps none '
+            f'(track_running_stats={norm.track_running_stats}). Build it with track_running_stats=True and train.')
+    if norm.running_var.is_meta:
+        return
+    bad = ~(norm.running_var >= 0) | ~norm.running_mean.isfinite() | norm.running_var.isinf()
+    if bad.any():
+        channel = int(bad.nonzero()[0])
+        raise UserError(
+            f'Running statistics must be finite and variances not negative, but {name} has mean '
+            f'{norm.running_mean[channel]:.3g} and variance {norm.running_var[channel]:.3g} in channel {channel} '
+            f'({int(bad.sum())} of {bad.numel()} channels are wrong). Use an earlier checkpoint: training diverged '
+            'or the file is damaged.')

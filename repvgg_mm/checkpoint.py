@@ -1,0 +1,202 @@
+"""Checkpoints: read without running code from them, load completely or not at all, write atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .errors import UserError
+
+# What mmengine's Runner writes beside tensors: log histories, as numpy arrays and scalars.
+SAFE_GLOBALS = [
+    HistoryBuffer, np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
+    *{type(np.dtype(kind)) for kind in 'bBhHiIlLqQefd?'},
+    # ... and the names by which older numpy wrote the same
+    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+] if hasattr(np, '_core') else []
+
+TRAINING_KEY, DEPLOY_KEY = '.branch_3x3.conv.weight', '.branch_reparam.weight'
+
+
+def read_checkpoint(path: str | PathLike, map_location: str | torch.device = 'cpu', *, trust: bool = False) -> dict:
+    """The dict in a checkpoint file, read with `weights_only=True` and mmengine's own types allowed.
+
+    Args:
+        trust: unpickle whatever the file contains, which can run any code in it.
+
+    Raises:
+        UserError: there is no such file, it is damaged or no checkpoint, or it needs a global that
+            is not on the list.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f'A checkpoint is a file, and {path} is {"a folder" if path.is_dir() else "missing"}. '
+                        'Check the path; training writes checkpoints to its --work-dir.')
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)
+    except pickle.UnpicklingError as error:
+        refused = _refused_global(error)
+        if refused is None:
+            raise _not_a_checkpoint(path, error) from None
+        raise UserError(
+            f'Reading a checkpoint runs no code from it, and {path} asks for {refused}, which mmengine does not write. '
+            'If you trust where the file comes from, read it with --trust-checkpoint.') from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError,
+            UnicodeDecodeError, AssertionError, OverflowError) as error:
+        # What torch.load raises for damaged files depends on where the damage is.
+        raise _not_a_checkpoint(path, error) from None
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f'A checkpoint is a dict of tensors, and {path} holds a {type(checkpoint).__name__}. '
+                        'Save model.state_dict() rather than the model.')
+    return checkpoint
+
+
+def use_safe_reader(trust: bool = False) -> None:
+    """Let mmengine's Runner read local files (`load_from`, `--resume`) through `read_checkpoint`."""
+    CheckpointLoader.register_scheme(
+        prefixes='', loader=lambda filename, map_location=None: read_checkpoint(filename, map_location, trust=trust),
+        force=True)
+
+
+def state_dict_of(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
+    """The weights inside a checkpoint: `state_dict`, `model` or the dict itself, a leading `module.` removed.
+
+    Under mmengine's EMAHook `state_dict` holds the averaged weights, which are the ones to use.
+
+    Raises:
+        UserError: there are no tensors.
+    """
+    for key in ('state_dict', 'model'):
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f'A checkpoint holds named tensors, and {source} has none; its keys are '
+                        f'{list(checkpoint)[:5]}. Give a checkpoint that training wrote.')
+    while all(name.startswith('module.') for name in tensors):
+        tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
+    return tensors
+
+
+def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
+    """Load weights so that every tensor of the model and of the checkpoint is used exactly once.
+
+    Raises:
+        UserError: other form, other architecture, missing or unexpected tensors; the model is then
+            unchanged.
+    """
+    state_dict = state_dict_of(checkpoint, source)
+    expected = model.state_dict()
+    if _form(state_dict) == 'deploy' and _form(expected) == 'training':
+        raise UserError(
+            f'A model in training form needs a checkpoint in training form, and {source} is in deploy form: its '
+            'branches were fused and cannot be told apart again. Use the checkpoint it was converted from, '
+            'or a config with backbone=dict(deploy=True).')
+    if _form(state_dict) == 'training' and _form(expected) == 'deploy':
+        raise UserError(
+            f'A model built with deploy=True needs a checkpoint in deploy form, and {source} is in training form. '
+            'Convert it first: python tools/convert_whole.py CONFIG CHECKPOINT --out DIR.')
+    missing = [name for name in expected if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in expected]
+    shapes = [f'{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}'
+              for name, tensor in expected.items() if name in state_dict and state_dict[name].shape != tensor.shape]
+    if missing or unexpected or shapes:
+        raise UserError(
+            f'A checkpoint must hold exactly the tensors of the model, and {source} does not fit '
+            f'({len(expected) - len(missing) - len(shapes)} of {len(expected)} tensors do): '
+            f'{_some("missing", missing)}; {_some("unexpected", unexpected)}; {_some("other shape", shapes)}. '
+            'Use the config that the checkpoint was trained with: the same arch, head and number of classes.')
+    model.load_state_dict(state_dict, strict=True)
+
+
+def write_checkpoint(path: str | PathLike, checkpoint: Mapping) -> None:
+    """`torch.save` to `path`, which afterwards is the old file or the whole new one."""
+    with atomic_path(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+@contextmanager
+def atomic_path(path: str | PathLike) -> Iterator[Path]:
+    """A temporary path in the folder of `path`, renamed to `path` if the body succeeds and removed if not.
+
+    Raises:
+        UserError: the folder cannot be written to or is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with open(temporary, 'rb') as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    except RuntimeError as error:  # torch.save reports a full disk in this way
+        if 'PytorchStreamWriter' not in str(error) and 'write' not in str(error):
+            raise
+        raise _cannot_write(path, error) from None
+
+
+def sha256_of(path: str | PathLike) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
+            else hashlib.sha256(file.read()).hexdigest()
+
+
+def _form(state_dict: Mapping) -> str | None:
+    names = [f'.{name}' for name in state_dict]
+    if any(name.endswith(TRAINING_KEY) for name in names):
+        return 'training'
+    return 'deploy' if any(name.endswith(DEPLOY_KEY) for name in names) else None
+
+
+def _some(what: str, names: list[str]) -> str:
+    listed = ', '.join(names[:3])
+    return f'{len(names)} {what}' + (f' ({listed}{", ..." if len(names) > 3 else ""})' if names else '')
+
+
+def _refused_global(error: pickle.UnpicklingError) -> str | None:
+    for marker in ('Unsupported global: GLOBAL ', 'Unsupported class ', 'Trying to load unsupported GLOBAL '):
+        if marker in str(error):
+            return str(error).split(marker)[1].split()[0]
+    return None
+
+
+def _not_a_checkpoint(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().split('\n')[0][:200]
+    return UserError(f'{path} cannot be read as a checkpoint ({path.stat().st_size} bytes; {type(error).__name__}: '
+                     f'{reason}). It is damaged, incomplete or another kind of file: copy or download it again.')
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = str(error).strip().split('\n')[0][:200]
+    return UserError(f'{path} could not be written ({reason}); nothing was left there. '
+                     'Free space or choose a folder that you can write to.')
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

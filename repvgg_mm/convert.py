@@ -1,0 +1,51 @@
+"""From a trained whole model to its deploy form: a copy in which every RepVGG block is one convolution."""
+
+from __future__ import annotations
+
+import copy
+from os import PathLike
+
+from torch import nn
+
+from .block import fuse_blocks, named_blocks
+from .checkpoint import load_strictly, write_checkpoint
+from .errors import UserError
+
+
+def whole_model_convert(
+    train_model: nn.Module,
+    deploy_model: nn.Module | None = None,
+    save_path: str | PathLike | None = None,
+    *,
+    inplace: bool = False,
+) -> nn.Module:
+    """Fuse every RepVGG block inside a segmentor, a detector, a wrapper, a backbone or a block.
+
+    Args:
+        train_model: the trained model; only changed with `inplace`. Its training mode does not matter.
+        deploy_model: a model built with deploy=True that receives all weights, in its own dtype and
+            on its own device; without one a copy of `train_model` is converted.
+        save_path: where to write the deploy form as a checkpoint with `meta` and `state_dict`.
+        inplace: convert `train_model` itself, holding one fused kernel at a time beside its branches.
+
+    Returns:
+        The deploy form (`deploy_model` or `train_model` itself if those were asked for), in eval
+        mode. Converting it again changes nothing.
+
+    Raises:
+        UserError: there is no RepVGG block, a block cannot be fused, or `deploy_model` does not fit.
+            No model is then changed and nothing is written.
+    """
+    if not any(True for _ in named_blocks(train_model)):
+        raise UserError(
+            f'Converting fuses RepVGG blocks, and {type(train_model).__name__} contains none. '
+            "Build it with backbone=dict(type='RepVGG', ...) and convert the trained model.")
+    converted = train_model if inplace else copy.deepcopy(train_model)
+    fuse_blocks(converted)
+    if deploy_model is not None:
+        load_strictly(deploy_model, converted.state_dict(), 'the converted model')
+        converted = deploy_model
+    converted.eval()
+    if save_path is not None:
+        write_checkpoint(save_path, dict(meta=dict(form='deploy'), state_dict=converted.state_dict()))
+    return converted

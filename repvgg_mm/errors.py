@@ -1,0 +1,3 @@
+class UserError(ValueError):
+    """A mistake outside this package. The message says the rule, the values found and the next step;
+    the tools print it without a stack trace and exit with code 1."""

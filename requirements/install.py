@@ -1,0 +1,147 @@
+"""Create a virtual environment that holds one OpenMMLab stack and this package.
+
+    python3 requirements/install.py --stack openmmlab --venv .venv
+
+mmcv is published as source only. Compiled as pip does it, its operators take
+nine minutes on two cores, most of it spent on reading torch's headers again in
+every file; here the headers are compiled once, ahead of the rest. The wheel is
+kept in the user's cache, so a second environment does not compile it again.
+
+Runs on the standard library alone, because it runs before anything exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parent
+STACKS = ('openmmlab', 'onedl')
+COMPILE_FLAGS = '-O3 -DNDEBUG -g0 -w'
+
+# Run by the environment's own python. Prints what the compiled operators depend on.
+WHEEL_TAG = """
+import sys, torch
+gpu = torch.version.cuda if torch.cuda.is_available() else None
+print(f'cp{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}-{"cuda" + gpu if gpu else "cpu"}')
+"""
+
+# Run by the environment's own python. Prints the flags with which torch's BuildExtension
+# compiles mmcv's C++ files: a precompiled header only counts for the same flags.
+HEADER_FLAGS = """
+import shlex
+from setuptools._distutils.ccompiler import new_compiler
+from setuptools._distutils.sysconfig import customize_compiler
+import sysconfig
+from torch.utils.cpp_extension import include_paths
+compiler = new_compiler()
+customize_compiler(compiler)
+flags = compiler.compiler_so[1:]
+flags += [f'-I{path}' for path in [*include_paths(), sysconfig.get_path('include')]]
+flags += ['-DTORCH_API_INCLUDE_EXTENSION_H', '-DTORCH_EXTENSION_NAME=_ext', '-std=c++17']
+print(shlex.join(flags))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--stack', choices=STACKS, default='openmmlab')
+    parser.add_argument('--venv', type=Path, default=Path('.venv'))
+    args = parser.parse_args()
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        sys.exit('Python 3.10 to 3.12 is supported; this is '
+                 f'{sys.version.split()[0]}. Run make with PYTHON=python3.11, for example.')
+
+    started = time.perf_counter()
+    python = create_venv(args.venv)
+    step('torch and build tools')
+    pip(python, '-r', REQUIREMENTS / 'build.txt')
+    stack_file = REQUIREMENTS / f'{args.stack}.txt'
+    mmcv = next(line for line in stack_file.read_text().splitlines() if 'mmcv' in line)
+    pip(python, '--no-deps', mmcv_wheel(python, mmcv))
+    step(f'toolboxes of the {args.stack} stack')
+    pip(python, '-r', stack_file, '-r', REQUIREMENTS / 'test.txt')
+    step('repvgg_mm')
+    pip(python, '--no-build-isolation', '--no-deps', '-e', REQUIREMENTS.parent)
+    (args.venv / 'ready').write_text(args.stack + '\n')
+    print(f'Set-up of {args.venv} took {time.perf_counter() - started:.0f} s.')
+
+
+def create_venv(venv: Path) -> Path:
+    step(f'virtual environment {venv}')
+    (venv / 'ready').unlink(missing_ok=True)
+    subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
+    return venv.absolute() / 'bin' / 'python'
+
+
+def mmcv_wheel(python: Path, requirement: str) -> Path:
+    """The path of a wheel of `requirement` with compiled operators, from the cache or built."""
+    tag = subprocess.run([python, '-c', WHEEL_TAG], check=True, capture_output=True, text=True).stdout.strip()
+    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'repvgg_mm' / tag
+    name, version = requirement.split('==')
+    pattern = f'{name.replace("-", "_")}-{version}-*.whl'
+    if not any(cache.glob(pattern)):
+        build_mmcv(python, requirement, cache, precompile='cuda' not in tag)
+    else:
+        step(f'{requirement} from {cache}')
+    return next(cache.glob(pattern))
+
+
+def build_mmcv(python: Path, requirement: str, cache: Path, precompile: bool) -> None:
+    step(f'{requirement}: compiling its operators, about two minutes on two cores')
+    cache.mkdir(parents=True, exist_ok=True)
+    # The wheel is built in the cache's own file system and renamed: never half a wheel.
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        run(python, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-build-isolation',
+            '--no-binary', ':all:', '--dest', folder, requirement)
+        with tarfile.open(next(Path(folder).glob('*.tar.gz'))) as archive:
+            archive.extractall(folder, filter='data') if hasattr(tarfile, 'data_filter') else archive.extractall(folder)
+        source = next(path for path in Path(folder).iterdir() if path.is_dir())
+        # setuptools takes CFLAGS instead of the interpreter's own flags, so optimisation is named too.
+        env = {'CFLAGS': COMPILE_FLAGS, 'CXXFLAGS': COMPILE_FLAGS, **os.environ,
+               'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(os.cpu_count() or 1),
+               'PATH': f'{python.parent}{os.pathsep}{os.environ["PATH"]}'}
+        if precompile:
+            precompile_header(python, source, env)
+        run(python, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation',
+            '--wheel-dir', Path(folder) / 'wheel', source, env=env)
+        for wheel in (Path(folder) / 'wheel').glob('*.whl'):
+            os.replace(wheel, cache / wheel.name)
+
+
+def precompile_header(python: Path, source: Path, env: dict[str, str]) -> None:
+    """Put `pytorch_cpp_helper.hpp.gch` where the compiler finds it instead of the header.
+
+    A compiler that does not take it reads the header itself: slower, the same result.
+    """
+    header = source / 'mmcv' / 'ops' / 'csrc' / 'common' / 'pytorch_cpp_helper.hpp'
+    flags = subprocess.run([python, '-c', HEADER_FLAGS], check=True, capture_output=True, text=True, env=env).stdout
+    compiler = shlex.split(os.environ.get('CXX', 'c++'))
+    subprocess.run([*compiler, *shlex.split(flags), '-x', 'c++-header', header, '-o', f'{header}.gch'],
+                   check=False, env=env)
+
+
+def pip(python: Path, *arguments: object) -> None:
+    run(python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', *arguments)
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> None:
+    result = subprocess.run([str(part) for part in command], env=env)
+    if result.returncode:
+        sys.exit(f'Set-up stopped: "{shlex.join(map(str, command))}" failed with exit code '
+                 f'{result.returncode}; its message stands above. Mend it and run make again.')
+
+
+def step(text: str) -> None:
+    print(f'[{time.strftime("%H:%M:%S")}] {text}', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
+
+
+setup(
+    name='repvgg_mm',
+    version='0.1.0',
+    description='RepVGG for the OpenMMLab toolboxes: finetune in training form, convert the whole model, deploy',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['repvgg_mm', 'repvgg_mm.*']),
+    python_requires='>=3.10,<3.13',
+    # Neither stack stands here: the two share their import names, and the wrong
+    # one would overwrite a user's installation.
+    install_requires=['torch>=2.0', 'numpy'],
+    extras_require={
+        'openmmlab': requirements('openmmlab'),
+        'onedl': requirements('onedl'),
+        'test': requirements('test'),
+    },
+)
