@@ -1,0 +1,13 @@
+# PSPNet on RepVGG-A0, CamVid, from scratch: real data on a laptop's or a small server's CPU.
+# Recipe: this project's own (AdamW 1e-3, 8 crops of 192x192, 400 steps, no pretrained weights).
+# Expected: see docs/results.md.
+# Command: python tools/train.py configs/pspnet_repvgg_a0_camvid.py
+_base_ = [
+    '_base_/models/pspnet_repvgg.py', '_base_/datasets/camvid.py',
+    '_base_/schedules/short_adamw.py', '_base_/default_runtime.py']
+
+model = dict(
+    backbone=dict(norm_cfg=dict(type='BN')),
+    decode_head=dict(num_classes=11, channels=128, norm_cfg=dict(type='BN')),
+    auxiliary_head=dict(num_classes=11, channels=64, norm_cfg=dict(type='BN')))
+default_hooks = dict(logger=dict(interval=20))

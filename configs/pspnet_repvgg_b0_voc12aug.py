@@ -1,0 +1,17 @@
+# PSPNet on RepVGG-B0, PASCAL VOC 2012 with augmented training set.
+# Recipe: mmsegmentation's 40k schedule of its PSPNets (SGD, lr 0.01, poly 0.9, 16 crops of 512x512), weight decay 1e-4 as in the paper.
+# Expected: not measured.
+# Command: bash tools/dist_train.sh configs/pspnet_repvgg_b0_voc12aug.py 4
+_base_ = [
+    '_base_/models/pspnet_repvgg.py', '_base_/datasets/voc12aug.py',
+    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py']
+
+weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B0_8xb32_in1k_20221213-5091ecc7.pth'
+model = dict(
+    backbone=dict(
+        arch='B0',
+        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+    decode_head=dict(in_channels=1280, num_classes=21),
+    auxiliary_head=dict(in_channels=256, num_classes=21))
+param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=40000, by_epoch=False)]
+train_cfg = dict(max_iters=40000, val_interval=4000)

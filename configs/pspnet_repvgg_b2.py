@@ -1,0 +1,15 @@
+# PSPNet on RepVGG-B2, Cityscapes.
+# Recipe: the paper, section 4.3 (SGD, lr 0.01, poly 0.9, weight decay 1e-4, 8 GPUs x 2 crops of 713x713, 40 epochs).
+# Expected: 80.57 mIoU, published in the paper (table 7); not measured here.
+# Command: bash tools/dist_train.sh configs/pspnet_repvgg_b2.py 8
+_base_ = [
+    '_base_/models/pspnet_repvgg.py', '_base_/datasets/cityscapes.py',
+    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py']
+
+weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B2_8xb32_in1k_20221213-d8b420ef.pth'
+model = dict(
+    backbone=dict(
+        arch='B2',
+        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+    decode_head=dict(in_channels=2560),
+    auxiliary_head=dict(in_channels=640))
