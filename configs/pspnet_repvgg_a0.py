@@ -8,6 +8,7 @@ _base_ = [
 
 weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth'
 model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='A0',
         init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),

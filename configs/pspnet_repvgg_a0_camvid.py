@@ -7,6 +7,7 @@ _base_ = [
     '_base_/schedules/short_adamw.py', '_base_/default_runtime.py']
 
 model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(norm_cfg=dict(type='BN')),
     decode_head=dict(num_classes=11, channels=128, norm_cfg=dict(type='BN')),
     auxiliary_head=dict(num_classes=11, channels=64, norm_cfg=dict(type='BN')))

@@ -8,6 +8,7 @@ _base_ = [
 
 weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B1g2_8xb32_in1k_20221213-ae6428fd.pth'
 model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='B1g2',
         init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),

@@ -1,6 +1,6 @@
 # PSPNet on RepVGG-B2, Cityscapes.
 # Recipe: the paper, section 4.3 (SGD, lr 0.01, poly 0.9, weight decay 1e-4, 8 GPUs x 2 crops of 713x713, 40 epochs).
-# Expected: 80.57 mIoU, published in the paper (table 7); not measured here.
+# Expected: 80.57 mIoU, published in the paper; not measured here.
 # Command: bash tools/dist_train.sh configs/pspnet_repvgg_b2.py 8
 _base_ = [
     '_base_/models/pspnet_repvgg.py', '_base_/datasets/cityscapes.py',
@@ -8,6 +8,7 @@ _base_ = [
 
 weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B2_8xb32_in1k_20221213-d8b420ef.pth'
 model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='B2',
         init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),

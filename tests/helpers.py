@@ -87,12 +87,23 @@ def backbone(arch: str | dict = TINY, **options) -> nn.Module:
 
 
 def pspnet(arch: str | dict = TINY, **backbone) -> nn.Module:
-    """mmseg's PSPNet on RepVGG: 3 classes, output stride 8 unless `backbone` says otherwise, eval mode."""
+    """mmseg's PSPNet on RepVGG in eval mode, see `pspnet_config`."""
     torch.manual_seed(0)
+    return randomise_norms(MODELS.build(pspnet_config(arch, **backbone))).eval()
+
+
+def retinanet(arch: str | dict = TINY, **backbone) -> nn.Module:
+    """mmdet's RetinaNet on RepVGG in eval mode, see `retinanet_config`."""
+    torch.manual_seed(0)
+    return randomise_norms(MODELS.build(retinanet_config(arch, **backbone))).eval()
+
+
+def pspnet_config(arch: str | dict = TINY, **backbone) -> dict:
+    """3 classes; output stride 8 unless `backbone` says otherwise. `_scope_` lets any registry build it."""
     widths = get_arch(arch).stage_channels
     norm_cfg = dict(type='BN')
     head = dict(channels=8, num_classes=3, dropout_ratio=0.1, norm_cfg=norm_cfg, align_corners=False)
-    model = MODELS.build(dict(
+    return dict(
         _scope_='mmseg',
         type='EncoderDecoder',
         data_preprocessor=dict(
@@ -105,14 +116,12 @@ def pspnet(arch: str | dict = TINY, **backbone) -> nn.Module:
         auxiliary_head=dict(head, type='FCNHead', in_channels=widths[2], in_index=2, num_convs=1, concat_input=False,
                             loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4)),
         train_cfg=dict(),
-        test_cfg=dict(mode='whole')))
-    return randomise_norms(model).eval()
+        test_cfg=dict(mode='whole'))
 
 
-def retinanet(arch: str | dict = TINY, **backbone) -> nn.Module:
-    """mmdet's RetinaNet on RepVGG: 3 classes, narrow FPN, eval mode."""
-    torch.manual_seed(0)
-    model = MODELS.build(dict(
+def retinanet_config(arch: str | dict = TINY, **backbone) -> dict:
+    """3 classes, FPN of 16 channels."""
+    return dict(
         _scope_='mmdet',
         type='RetinaNet',
         data_preprocessor=dict(
@@ -132,5 +141,4 @@ def retinanet(arch: str | dict = TINY, **backbone) -> nn.Module:
             assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1),
             sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1, debug=False),
         test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5),
-                      max_per_img=100)))
-    return randomise_norms(model).eval()
+                      max_per_img=100))

@@ -1,4 +1,4 @@
-# CamVid, 11 classes, 367 training and 101 validation images of 480x360, evaluated at 240x180.
+# CamVid, 11 classes, 367 training and 101 validation images of 480x360, predicted at 240x180.
 dataset_type = 'BaseSegDataset'
 data_root = '{{$REPVGG_MM_DATA:data}}/camvid'
 classes = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist')
@@ -16,9 +16,9 @@ train_pipeline = [
     dict(type='PackSegInputs')]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    # before Resize: predictions are compared at this size, not at the original one
-    dict(type='LoadAnnotations'),
     dict(type='Resize', scale=(240, 180), keep_ratio=True),
+    # after Resize: the ground truth keeps its own size, predictions are scaled up to it
+    dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -52,4 +52,3 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
-model = dict(data_preprocessor=dict(size=crop_size))

@@ -1,0 +1,82 @@
+"""What the tools share: their flags, how they read a config, and how they report a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+
+from .checkpoint import use_safe_reader
+from .errors import UserError
+
+
+def run_tool(main: Callable[[], None]) -> None:
+    """Run a tool's main function; a UserError becomes one message on stderr and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+
+
+def parser_with_config(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override settings of the config, for example model.backbone.init_cfg=None; '
+             'lists as key="[a,b]" without white space')
+    return parser
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('checkpoint', help='checkpoint file')
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--trust-checkpoint', action='store_true',
+        help='unpickle whatever a checkpoint contains; it can then run any code')
+
+
+def add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--work-dir', help='folder for logs and results; work_dirs/CONFIG_NAME by default')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='how several processes were started')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config named on the command line, with --cfg-options, --launcher and --work-dir applied.
+
+    Raises:
+        UserError: there is no such file or it is not a config.
+    """
+    path = Path(args.config)
+    if not path.is_file():
+        raise UserError(f'A config is a Python file, and {path} is missing. Those of this project are in configs/.')
+    try:
+        cfg = Config.fromfile(path)
+    except (SyntaxError, FileNotFoundError, OSError) as error:
+        raise UserError(f'{path} cannot be read as a config: {error}. Compare it with a file in configs/.') from None
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if 'model' not in cfg:
+        raise UserError(f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
+                        'Give a config of configs/ rather than one of configs/_base_/.')
+    use_safe_reader(trust=getattr(args, 'trust_checkpoint', False))
+    if 'launcher' in args:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        cfg.launcher = args.launcher
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    return cfg
+
+
+def say(message: str) -> None:
+    """Print in the Runner's log if there is one, on the first process only."""
+    print_log(message, logger='current')

@@ -1,0 +1,60 @@
+"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out DIR] [--tta]"""
+
+from mmengine.model import is_model_wrapper
+
+from repvgg_mm.checkpoint import load_strictly, read_checkpoint
+from repvgg_mm.cli import add_checkpoint, add_launch, load_config, parser_with_config, run_tool
+from repvgg_mm.errors import UserError
+from repvgg_mm.runner import build_runner
+
+
+def main() -> None:
+    parser = parser_with_config('Evaluate a segmentor or detector on its test set.')
+    add_checkpoint(parser)
+    add_launch(parser)
+    parser.add_argument('--out', help='folder (segmentation) or .pkl file (detection) for the predictions')
+    parser.add_argument('--show', action='store_true', help='show predictions on the screen')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    args = parser.parse_args()
+    cfg = load_config(args)
+    if args.show or args.show_dir:
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            raise UserError('Pictures are drawn by the visualization hook, which this config does not have. '
+                            "Add default_hooks=dict(visualization=dict(type='SegVisualizationHook')).")
+        cfg.default_hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
+        if args.show_dir:
+            cfg.visualizer.save_dir = args.show_dir
+    if args.out:
+        save_predictions(cfg, args.out)
+    if args.tta:
+        use_test_time_augmentation(cfg)
+    checkpoint = read_checkpoint(args.checkpoint, trust=args.trust_checkpoint)
+    runner = build_runner(cfg, 'test')
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    load_strictly(model.module if args.tta else model, checkpoint, args.checkpoint)
+    runner.test()
+
+
+def save_predictions(cfg, out: str) -> None:
+    if out.endswith('.pkl'):
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+        cfg.test_evaluator = [*evaluators, dict(type='mmdet.DumpDetResults', out_file_path=out)]
+    else:
+        cfg.test_evaluator['output_dir'] = out
+        cfg.test_evaluator['keep_results'] = True
+
+
+def use_test_time_augmentation(cfg) -> None:
+    if 'tta_pipeline' not in cfg or 'tta_model' not in cfg:
+        raise UserError('--tta needs tta_model and tta_pipeline in the config, and this one lacks '
+                        f'{" and ".join(key for key in ("tta_model", "tta_pipeline") if key not in cfg)}. '
+                        'Add them or test without --tta.')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,32 @@
+"""Train a model: python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp]"""
+
+from mmengine.runner import find_latest_checkpoint
+
+from repvgg_mm.cli import add_launch, add_trust, load_config, parser_with_config, run_tool
+from repvgg_mm.errors import UserError
+from repvgg_mm.runner import build_runner
+
+
+def main() -> None:
+    parser = parser_with_config('Train a segmentor or detector.')
+    add_launch(parser)
+    add_trust(parser)
+    parser.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work dir')
+    parser.add_argument('--amp', action='store_true', help='mixed precision')
+    args = parser.parse_args()
+    cfg = load_config(args)
+    cfg.resume = args.resume
+    if args.resume and find_latest_checkpoint(cfg.work_dir) is None:
+        raise UserError(f'--resume goes on from a checkpoint in the work dir, and {cfg.work_dir} has none. '
+                        'Check --work-dir, or start without --resume.')
+    if args.amp:
+        if cfg.optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise UserError(f'--amp works with OptimWrapper, and this config has {cfg.optim_wrapper.type}. '
+                            'Set optim_wrapper.type in the config instead.')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    build_runner(cfg, 'train', 'val').train()
+
+
+if __name__ == '__main__':
+    run_tool(main)
