@@ -19,14 +19,20 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
+def _statistic_of_history(owner: object, name: str) -> object:
+    """`getattr` for the one use that mmengine's log histories make of it: HistoryBuffer.min and its like."""
+    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {owner!r}')
+
+
 # What mmengine's Runner writes beside tensors: log histories, as numpy arrays and scalars.
+_MULTIARRAY = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
 SAFE_GLOBALS = [
-    HistoryBuffer, np.ndarray, np.dtype, np._core.multiarray._reconstruct, np._core.multiarray.scalar,
-    *{type(np.dtype(kind)) for kind in 'bBhHiIlLqQefd?'},
-    # ... and the names by which older numpy wrote the same
-    (np._core.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-] if hasattr(np, '_core') else []
+    HistoryBuffer, np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in 'bBhHiIlLqQefd?'},
+    *((getattr(_MULTIARRAY, name), f'numpy.{core}.multiarray.{name}')
+      for name in ('_reconstruct', 'scalar') for core in ('_core', 'core')),
+    (_statistic_of_history, 'builtins.getattr')]
 
 TRAINING_KEY, DEPLOY_KEY = '.branch_3x3.conv.weight', '.branch_reparam.weight'
 
@@ -102,12 +108,12 @@ def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
     """
     state_dict = state_dict_of(checkpoint, source)
     expected = model.state_dict()
-    if _form(state_dict) == 'deploy' and _form(expected) == 'training':
+    if form_of(state_dict) == 'deploy' and form_of(expected) == 'training':
         raise UserError(
             f'A model in training form needs a checkpoint in training form, and {source} is in deploy form: its '
             'branches were fused and cannot be told apart again. Use the checkpoint it was converted from, '
             'or a config with backbone=dict(deploy=True).')
-    if _form(state_dict) == 'training' and _form(expected) == 'deploy':
+    if form_of(state_dict) == 'training' and form_of(expected) == 'deploy':
         raise UserError(
             f'A model built with deploy=True needs a checkpoint in deploy form, and {source} is in training form. '
             'Convert it first: python tools/convert_whole.py CONFIG CHECKPOINT --out DIR.')
@@ -160,12 +166,11 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
 
 
 def sha256_of(path: str | PathLike) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
-            else hashlib.sha256(file.read()).hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _form(state_dict: Mapping) -> str | None:
+def form_of(state_dict: Mapping) -> str | None:
+    """'training' or 'deploy', None for weights without any RepVGG block."""
     names = [f'.{name}' for name in state_dict]
     if any(name.endswith(TRAINING_KEY) for name in names):
         return 'training'

@@ -58,7 +58,7 @@ def check_dataset(cfg: Config, split: str) -> None:
 
 def replace_sync_bn(cfg: Config) -> None:
     """Turn every norm of type SyncBN in the config's model into BN, which has the same weights."""
-    for part in _dicts(cfg.model):
+    for part in config_dicts(cfg.model):
         if part.get('type') == 'SyncBN':
             part['type'] = 'BN'
 
@@ -66,7 +66,7 @@ def replace_sync_bn(cfg: Config) -> None:
 def deploy_config(cfg: Config) -> Config:
     """The config of the deploy form: no weights to start from, no SyncBN, every RepVGG with deploy=True."""
     cfg = Config(cfg._cfg_dict.to_dict())
-    for part in _dicts(cfg.model):
+    for part in config_dicts(cfg.model):
         part.pop('init_cfg', None)
         part.pop('pretrained', None)
         if part.get('type') in REPVGG_TYPES:
@@ -79,14 +79,14 @@ def deploy_config(cfg: Config) -> Config:
     return cfg
 
 
-def _dicts(part: object) -> Iterator[ConfigDict]:
+def config_dicts(part: object) -> Iterator[ConfigDict]:
     if isinstance(part, dict):
         yield part
         for value in part.values():
-            yield from _dicts(value)
+            yield from config_dicts(value)
     elif isinstance(part, (list, tuple)):
         for value in part:
-            yield from _dicts(value)
+            yield from config_dicts(value)
 
 
 def _init_dist_on_cpu(cfg: Config) -> None:

@@ -1,5 +1,6 @@
 """Train a model: python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp]"""
 
+import torch
 from mmengine.runner import find_latest_checkpoint
 
 from repvgg_mm.cli import add_launch, add_trust, load_config, parser_with_config, run_tool
@@ -20,6 +21,8 @@ def main() -> None:
         raise UserError(f'--resume goes on from a checkpoint in the work dir, and {cfg.work_dir} has none. '
                         'Check --work-dir, or start without --resume.')
     if args.amp:
+        if not torch.cuda.is_available():
+            raise UserError("--amp needs a GPU: mmengine's AmpOptimWrapper does not run on a CPU. Train without it.")
         if cfg.optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise UserError(f'--amp works with OptimWrapper, and this config has {cfg.optim_wrapper.type}. '
                             'Set optim_wrapper.type in the config instead.')

@@ -1,0 +1,160 @@
+"""A trained checkpoint's way to its deploy form: load, convert, prove, report, write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+import mmengine
+import numpy as np
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from .block import branch_by_branch, named_blocks
+from .checkpoint import atomic_path, form_of, load_strictly, read_checkpoint, sha256_of, state_dict_of
+from .compare import compare_models
+from .convert import whole_model_convert
+from .errors import UserError
+from .measure import count_macs, count_parameters, interleaved_latency
+from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
+
+TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
+DEFAULT_SHAPE = (512, 512)
+
+
+@dataclass
+class Conversion:
+    """A model in both forms, with the proof that they compute the same."""
+
+    trained: nn.Module
+    deploy: nn.Module
+    errors: dict[str, float]
+    inputs: Tensor
+    config: Config
+    meta: dict
+
+
+def convert_checkpoint(
+    cfg: Config, checkpoint_path: str | PathLike, shape: Sequence[int] | None = None, *, trust: bool = False
+) -> Conversion:
+    """Load a checkpoint completely, convert its model and compare both forms on a random image.
+
+    Args:
+        shape: height and width of that image; by default the size of the config's data preprocessor,
+            else 512x512.
+
+    Raises:
+        UserError: the checkpoint does not fit the config or is in deploy form, there is no RepVGG
+            block, a block cannot be fused, or an output differs by more than 1e-5 relative.
+    """
+    checkpoint = read_checkpoint(checkpoint_path, trust=trust)
+    if form_of(state_dict_of(checkpoint, str(checkpoint_path))) == 'deploy':
+        raise UserError(f'Converting starts from the training form, and {checkpoint_path} is in deploy form already. '
+                        'Use it as it is, with the deploy.py beside it.')
+    archs = [part.get('arch') for part in config_dicts(cfg.model) if part.get('type') in REPVGG_TYPES]
+    deploy_cfg = deploy_config(cfg)
+    replace_sync_bn(cfg)  # the same weights, and it runs on a CPU
+    trained = build_model(cfg).eval()
+    load_strictly(trained, checkpoint, str(checkpoint_path))
+    deploy = whole_model_convert(trained)
+
+    height, width = shape or _shape_of_config(cfg)
+    inputs = torch.randn(1, _in_channels(trained), height, width, generator=torch.Generator().manual_seed(0))
+    errors = compare(trained, deploy, inputs)
+    worst = max(errors, key=errors.get)
+    if not errors[worst] <= TOLERANCE:
+        raise UserError(
+            f'A deploy form must agree with the training form to {TOLERANCE:g} relative, and {worst} differs by '
+            f'{errors[worst]:.1e} on an input of {height}x{width}. Nothing was written: check that training did not '
+            'diverge (values beyond float32), and report a bug if it did not.')
+    meta = dict(
+        form='deploy',
+        arch=archs[0] if len(archs) == 1 else archs,
+        source=Path(checkpoint_path).name,
+        source_sha256=sha256_of(checkpoint_path),
+        worst_relative_error=errors[worst],
+        versions=dict(repvgg_mm=_version(), torch=torch.__version__, mmengine=mmengine.__version__))
+    dataset = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    if 'classes' in dataset:  # what the toolboxes' inference interfaces look for
+        meta['dataset_meta'] = {key: np.asarray(dataset[key]).tolist() for key in ('classes', 'palette') if key in dataset}
+    return Conversion(trained, deploy, errors, inputs, deploy_cfg, meta)
+
+
+def compare(trained: nn.Module, deploy: nn.Module, inputs: Tensor) -> dict[str, float]:
+    """`compare_models`, with a size that the model cannot take reported as a UserError."""
+    try:
+        return compare_models(trained, deploy, inputs)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f'Both forms are compared on an input of {tuple(inputs.shape[2:])}, and the model cannot take '
+                        f'it: {str(error).splitlines()[0]}. Choose another with --shape H W.') from None
+
+
+def report(conversion: Conversion) -> str:
+    """A table of both forms: blocks, parameters, FLOPs, latency; and the worst error of each output."""
+    trained, deploy, inputs = conversion.trained, conversion.deploy, conversion.inputs
+
+    def call_branches() -> None:
+        with branch_by_branch(trained):
+            trained(inputs)
+
+    latency = interleaved_latency({
+        'branches': call_branches, 'training': partial(trained, inputs), 'deploy': partial(deploy, inputs)})
+    blocks = sum(1 for _ in named_blocks(deploy))
+    height, width = inputs.shape[2:]
+    lines = [
+        f'{blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of {height}x{width}:',
+        *(f'  {name}: relative error {error:.1e}' for name, error in conversion.errors.items()),
+        '',
+        f'| {"":<30} | {"training form":>14} | {"deploy form":>14} |',
+        f'|{"-" * 32}|{"-" * 15}:|{"-" * 15}:|']
+    gigamacs = [count_macs(model, inputs) / 1e9 for model in (trained, deploy)]
+    rows = [
+        ('parameters (million)', *(f'{count_parameters(model) / 1e6:.2f}' for model in (trained, deploy))),
+        ('GFLOPs', *(f'{2 * macs:.2f}' for macs in gigamacs)),
+        ('latency, branch by branch (ms)', f'{latency["branches"].median_ms:.1f}', ''),
+        ('latency, as evaluated (ms)', f'{latency["training"].median_ms:.1f}', f'{latency["deploy"].median_ms:.1f}')]
+    lines += [f'| {name:<30} | {before:>14} | {after:>14} |' for name, before, after in rows]
+    device = next(deploy.parameters()).device
+    lines.append(f'Latency: median of interleaved calls, 1 image of {height}x{width}, {device}, '
+                 f'{torch.get_num_threads()} threads, float32. The FLOPs of the training form are those of its branches.')
+    return '\n'.join(lines)
+
+
+def write_deploy(conversion: Conversion, folder: Path) -> None:
+    """Write `deploy.pth` and `deploy.py`; either both files are the new ones or nothing has changed."""
+    existed = folder.exists()
+    try:
+        with atomic_path(folder / 'deploy.pth') as weights, atomic_path(folder / 'deploy.py') as config:
+            torch.save(dict(meta=conversion.meta, state_dict=conversion.deploy.state_dict()), weights)
+            config.write_text(conversion.config.pretty_text)
+    except BaseException:
+        if not existed and folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def check_output_folder(folder: Path, overwrite: bool) -> None:
+    """Raise UserError if `folder` is a file, or not empty and not to be overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f'--out is a folder, and {folder} is a file. Choose another name.')
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise UserError(f'--out is a new or empty folder, and {folder} holds {len(list(folder.iterdir()))} files. '
+                        'Choose another, or add --overwrite.')
+
+
+def _shape_of_config(cfg: Config) -> tuple[int, int]:
+    size = (cfg.model.get('data_preprocessor') or {}).get('size')
+    return tuple(size) if size else DEFAULT_SHAPE
+
+
+def _in_channels(model: nn.Module) -> int:
+    return next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
+
+
+def _version() -> str:
+    from . import __version__
+    return __version__

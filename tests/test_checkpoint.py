@@ -1,0 +1,333 @@
+"""Reading runs no code, loading is complete or refused, writing leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY, TINY_SE, assert_same_state, backbone, pspnet, snapshot
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from mmengine.runner import CheckpointLoader, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm.checkpoint import atomic_path, sha256_of, state_dict_of, use_safe_reader, write_checkpoint
+
+
+class Linear(BaseModel):
+    """The smallest model that a Runner trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, inputs: torch.Tensor, mode: str = 'tensor') -> dict[str, torch.Tensor]:
+        return dict(loss=self.layer(inputs).square().mean())
+
+
+class RunsCommand:
+    """Unpickling runs a shell command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+def collate(samples: list) -> dict[str, torch.Tensor]:
+    return dict(inputs=torch.stack(samples))
+
+
+def runner(folder: Path, **options) -> Runner:
+    return Runner(
+        model=Linear(),
+        work_dir=str(folder),
+        train_dataloader=DataLoader(list(torch.ones(4, 2)), 2, collate_fn=collate),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        param_scheduler=dict(type='MultiStepLR', milestones=[1]),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        experiment_name=f'{folder.name}-{len(options)}',
+        **options)
+
+
+@pytest.fixture(scope='module')
+def runner_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('work_dir')
+    try:
+        runner(folder).train()
+    finally:
+        DefaultScope._instance_dict.clear()  # the Runner's scope, which would outlive this file
+    return folder / 'epoch_2.pth'
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+def test_a_runners_checkpoint_is_read_with_weights_only(runner_checkpoint):
+    with pytest.raises(pickle.UnpicklingError, match='mmengine.logging.history_buffer.HistoryBuffer'):
+        torch.load(runner_checkpoint, weights_only=True)  # what would happen without the list of safe types
+    checkpoint = read_checkpoint(runner_checkpoint)
+    assert set(checkpoint) >= {'meta', 'state_dict', 'message_hub', 'optimizer', 'param_schedulers'}
+    assert checkpoint['meta']['epoch'] == 2
+    losses = checkpoint['message_hub']['log_scalars']['train/loss'].data[0]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    model = Linear()
+    load_strictly(model, checkpoint, 'epoch_2.pth')
+    torch.testing.assert_close(model.layer.weight, checkpoint['state_dict']['layer.weight'], rtol=0, atol=0)
+
+
+def test_reading_leaves_the_safe_list_of_torch_alone(runner_checkpoint):
+    before = set(torch.serialization.get_safe_globals())
+    read_checkpoint(runner_checkpoint)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_runner_resumes_through_the_safe_reader(runner_checkpoint, tmp_path):
+    schemes = dict(CheckpointLoader._schemes)
+    try:
+        use_safe_reader()
+        resumed = runner(tmp_path, load_from=str(runner_checkpoint), resume=True)
+        resumed.load_or_resume()
+        assert resumed.epoch == 2 and resumed.iter == 4
+        expected = read_checkpoint(runner_checkpoint)['state_dict']['layer.weight']
+        torch.testing.assert_close(resumed.model.layer.weight, expected, rtol=0, atol=0)
+    finally:
+        CheckpointLoader._schemes = schemes
+        DefaultScope._instance_dict.clear()
+
+
+@pytest.mark.parametrize('path_type', [str, Path])
+def test_plain_weights(tmp_path, path_type):
+    torch.save(backbone().state_dict(), tmp_path / 'weights.pth')
+    found = read_checkpoint(path_type(tmp_path / 'weights.pth'))
+    torch.testing.assert_close(dict(found), dict(backbone().state_dict()), rtol=0, atol=0)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r'missing\.pth is missing\. Check the path'):
+        read_checkpoint(tmp_path / 'missing.pth')
+
+
+def test_folder(tmp_path):
+    with pytest.raises(UserError, match=rf'A checkpoint is a file, and {tmp_path} is a folder'):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'\n', b'This is no checkpoint.\n', b'<!DOCTYPE html><html>404</html>', b'{"a": 1}', b'PK\x03\x04', b'\x80\x02',
+    b'\x80\x02}q\x00.', b'version https://git-lfs.github.com/spec/v1\n', b'\x00' * 4096, bytes(range(256)) * 8])
+def test_another_kind_of_file(tmp_path, content):
+    path = tmp_path / 'file.pth'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf'file\.pth (cannot be read as a checkpoint \({len(content)} bytes; |asks for)'):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+@pytest.mark.parametrize('part', [0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999])
+def test_truncated_file(tmp_path, part, legacy):
+    path = tmp_path / 'weights.pth'
+    torch.save(dict(state_dict=backbone().state_dict()), path, _use_new_zipfile_serialization=not legacy)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(len(whole) * part)])
+    with pytest.raises(UserError, match=r'cannot be read as a checkpoint .* damaged, incomplete or another kind of file'):
+        read_checkpoint(path)
+
+
+def test_pickled_model(tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / 'model.pth')
+    with pytest.raises(UserError, match=r'model\.pth asks for torch\.nn\.modules\.linear\.Linear, which .*--trust-checkpoint'):
+        read_checkpoint(tmp_path / 'model.pth')
+
+
+@pytest.mark.parametrize('content', [[torch.ones(1)], torch.ones(2), 'text', None])
+def test_no_dict(tmp_path, content):
+    torch.save(content, tmp_path / 'list.pth')
+    with pytest.raises(UserError, match=rf'is a dict of tensors, and .*list\.pth holds a {type(content).__name__}'):
+        read_checkpoint(tmp_path / 'list.pth')
+
+
+@pytest.mark.parametrize('save, load', [
+    (torch.save, lambda path: torch.load(path, weights_only=False)),
+    (lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
+     lambda path: torch.load(path, weights_only=False)),
+    (lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2)),
+     lambda path: pickle.loads(path.read_bytes()))], ids=['zip', 'legacy', 'pickle'])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, save, load):
+    path, ran = tmp_path / 'malicious.pth', tmp_path / 'ran'
+    save(dict(meta=RunsCommand(f'touch {ran}'), state_dict=dict(weight=torch.ones(1))), path)
+    with pytest.raises(UserError, match=r'malicious\.pth asks for (posix|nt|os)\.system, which mmengine does not write'):
+        read_checkpoint(path)
+    assert not ran.exists()
+    load(path)
+    assert ran.exists()  # the file would have run it
+
+
+@pytest.mark.parametrize('owner, name', [
+    (HistoryBuffer, '__init__'), (HistoryBuffer, 'register_statistics'), (torch.Tensor, 'backward'), (dict, 'update')])
+def test_attributes_in_a_checkpoint_are_those_of_log_histories(tmp_path, owner, name):
+    class Attribute:
+        def __reduce__(self) -> tuple:
+            return getattr, (owner, name)
+
+    path = tmp_path / 'malicious.pth'
+    torch.save(dict(meta=Attribute()), path)
+    with pytest.raises(UserError, match=r'malicious\.pth (asks for|cannot be read)'):
+        read_checkpoint(path)
+
+
+def test_trust_reads_any_type(tmp_path):
+    torch.save(dict(weight=torch.ones(1), path=Path('a')), tmp_path / 'trusted.pth')
+    with pytest.raises(UserError, match='asks for pathlib'):
+        read_checkpoint(tmp_path / 'trusted.pth')
+    assert read_checkpoint(tmp_path / 'trusted.pth', trust=True)['path'] == Path('a')
+
+
+# --- the weights inside ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('wrap', [
+    lambda tensors: tensors, lambda tensors: dict(state_dict=tensors, epoch=3), lambda tensors: dict(model=tensors)])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'module.module.'])
+def test_state_dict_of(wrap, prefix):
+    inner = {'backbone.weight': torch.ones(1), 'decode_head.module.conv': torch.ones(2)}
+    found = state_dict_of(wrap({prefix + name: tensor for name, tensor in inner.items()}), 'file')
+    assert list(found) == list(inner)
+
+
+def test_module_is_kept_where_it_does_not_lead_everywhere():
+    names = ['module.conv', 'decode_head.module.conv']
+    assert list(state_dict_of(dict.fromkeys(names, torch.ones(1)), 'file')) == names
+
+
+@pytest.mark.parametrize('checkpoint', [{}, dict(state_dict={}), dict(meta=dict(epoch=1)), dict(state_dict=dict(a=1))])
+def test_no_tensors(checkpoint):
+    with pytest.raises(UserError, match='holds named tensors, and file has none; its keys are'):
+        state_dict_of(checkpoint, 'file')
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+@pytest.mark.parametrize('build', [backbone, pspnet])
+def test_loading(build, prefix):
+    source, model = build(), build()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(1)
+    load_strictly(model, dict(state_dict={prefix + name: tensor for name, tensor in source.state_dict().items()}), 'file')
+    assert_same_state(model, snapshot(source))
+
+
+def without(model: nn.Module, *prefixes: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize('model, weights, message', [
+    (lambda: backbone(), lambda: backbone(dict(TINY, width_factors=(0.25,) * 4)).state_dict(),
+     r'0 missing; 0 unexpected; \d+ other shape \(stem\.branch_3x3\.conv\.weight \(16, 3, 3, 3\) instead of \(8, 3, 3, 3\), .*same arch'),
+    (lambda: backbone(), lambda: backbone(TINY_SE).state_dict(), r'0 missing; \d+ unexpected \(stem\.se_layer'),
+    (lambda: backbone(TINY_SE), lambda: backbone().state_dict(), r'\d+ missing \(stem\.se_layer'),
+    (lambda: backbone(), lambda: backbone(dict(TINY, depths=(1, 1, 4, 1))).state_dict(), r'missing \(stage_2\.1\.'),
+    (lambda: pspnet(), lambda: without(pspnet(), 'backbone.'), r'\d+ missing \(backbone\.stem\.'),
+    (lambda: pspnet(), lambda: without(pspnet(), 'decode_head.', 'auxiliary_head.'), r'\d+ missing \(decode_head\.'),
+    (lambda: pspnet(), lambda: backbone().state_dict(), r'\(0 of \d+ tensors do\): \d+ missing .*\d+ unexpected'),
+    (lambda: backbone(), lambda: pspnet().state_dict(), r'\(0 of \d+ tensors do\)'),
+    (lambda: backbone(), lambda: whole_model_convert(backbone()).state_dict(), r'file is in deploy form: its branches were fused'),
+    (lambda: pspnet(), lambda: whole_model_convert(pspnet()).state_dict(), r'needs a checkpoint in training form'),
+    (lambda: backbone(deploy=True), lambda: backbone().state_dict(), r'needs a checkpoint in deploy form.*Convert it first'),
+    (lambda: pspnet(deploy=True), lambda: pspnet().state_dict(), r'deploy=True needs .*file is in training form'),
+], ids=['width', 'se in file', 'se in model', 'depth', 'no backbone', 'no head', 'backbone alone', 'segmentor',
+        'deploy into training', 'deploy into training, whole', 'training into deploy', 'training into deploy, whole'])
+def test_weights_that_do_not_fit(model, weights, message):
+    target = model()
+    before = snapshot(target)
+    with pytest.raises(UserError, match=message):
+        load_strictly(target, weights(), 'file')
+    assert_same_state(target, before)
+
+
+def test_loading_into_a_model_whose_names_all_start_with_module():
+    source, target = nn.ModuleDict(dict(module=backbone())), nn.ModuleDict(dict(module=backbone(norm_eval=True)))
+    with torch.no_grad():
+        source.module.stem.branch_3x3.conv.weight.zero_()
+    load_strictly(target, source.state_dict(), 'file')
+    assert_same_state(target, snapshot(source))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+def test_writing_and_reading(tmp_path):
+    path = tmp_path / 'a' / 'b' / 'file.pth'
+    write_checkpoint(path, dict(state_dict=dict(weight=torch.arange(3.))))
+    write_checkpoint(path, dict(state_dict=dict(weight=torch.arange(4.))))
+    torch.testing.assert_close(read_checkpoint(path)['state_dict']['weight'], torch.arange(4.))
+    assert os.listdir(path.parent) == ['file.pth']
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    (tmp_path / 'plain').write_text('')
+    write_checkpoint(tmp_path / 'file.pth', dict(weight=torch.ones(1)))
+    assert (tmp_path / 'file.pth').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+
+
+@pytest.mark.parametrize('exists', [True, False])
+def test_failing_in_the_middle_leaves_what_was_there(tmp_path, exists):
+    path = tmp_path / 'file.pth'
+    if exists:
+        write_checkpoint(path, dict(weight=torch.ones(1)))
+    with pytest.raises((AttributeError, pickle.PicklingError), match='lambda'):
+        write_checkpoint(path, dict(weight=torch.zeros(1000), other=lambda: None))
+    assert os.listdir(tmp_path) == (['file.pth'] if exists else [])
+    assert not exists or read_checkpoint(path)['weight'].item() == 1
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ZeroDivisionError, RuntimeError])
+def test_an_interrupted_body_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / 'file.pth'
+    path.write_text('old')
+    with pytest.raises(error, match='in the middle'), atomic_path(path) as temporary:
+        temporary.write_text('new')
+        assert temporary.parent == path.parent and path.read_text() == 'old'
+        raise error('in the middle')
+    assert os.listdir(tmp_path) == ['file.pth'] and path.read_text() == 'old'
+
+
+def test_no_space_left(tmp_path):
+    path = tmp_path / 'file.pth'
+    write_checkpoint(path, dict(weight=torch.ones(1)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # writing beyond fails as on a full disk
+    try:
+        with pytest.raises(UserError, match=r'file\.pth could not be written .* nothing was left there. Free space or'):
+            write_checkpoint(path, dict(weight=torch.ones(100_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == ['file.pth']
+    assert read_checkpoint(path)['weight'].item() == 1
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('regular')
+    with pytest.raises(UserError, match=r'deploy\.pth could not be written .*choose a folder that you can write to'):
+        write_checkpoint(tmp_path / 'file' / 'deploy.pth', dict(weight=torch.ones(1)))
+    assert os.listdir(tmp_path) == ['file'] and (tmp_path / 'file').read_text() == 'regular'
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / 'deploy.pth').mkdir()
+    with pytest.raises(UserError, match=r'deploy\.pth could not be written'):
+        write_checkpoint(tmp_path / 'deploy.pth', dict(weight=torch.ones(1)))
+    assert os.listdir(tmp_path) == ['deploy.pth'] and os.listdir(tmp_path / 'deploy.pth') == []
+
+
+def test_sha256(tmp_path):
+    (tmp_path / 'file').write_bytes(b'abc')
+    assert sha256_of(tmp_path / 'file') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'

@@ -1,0 +1,47 @@
+"""Run the project's tools as a user does: as processes, in the root of the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CONFIG = 'configs/pspnet_repvgg_a0_shapes.py'
+
+
+def run_tool(*command: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """`python COMMAND` with its output; an AssertionError shows that output if `check` and it failed."""
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, **environment})
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def small_data(root: Path) -> list[str]:
+    """--cfg-options that let the shapes config run on a few images, loaded by the process itself."""
+    options = []
+    for split in ('train', 'val', 'test'):
+        options += [f'{split}_dataloader.dataset.data_root={root}', f'{split}_dataloader.num_workers=0',
+                    f'{split}_dataloader.persistent_workers=False']
+    return [*options, 'train_dataloader.batch_size=2']
+
+
+def iterations(count: int, save_every: int | None = None) -> list[str]:
+    return [f'train_cfg.max_iters={count}', f'train_cfg.val_interval={count}',
+            f'default_hooks.checkpoint.interval={save_every or count}', 'default_hooks.checkpoint.max_keep_ckpts=-1',
+            'default_hooks.logger.interval=1']
+
+
+def metric(work_dir: Path, name: str = 'mIoU') -> float:
+    return json.loads(sorted(Path(work_dir).glob('*/*.json'))[-1].read_text())[name]
+
+
+def derived_config(path: Path, text: str, base: str = CONFIG) -> Path:
+    """A config file at `path` that adds `text` to one of the project's configs."""
+    path.write_text(f"_base_ = ['{ROOT / base}']\n{text}\n")
+    return path

@@ -1,0 +1,28 @@
+"""Convert a trained segmentor or detector: python tools/convert_whole.py CONFIG CHECKPOINT --out DIR"""
+
+from pathlib import Path
+
+from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.deploy import check_output_folder, convert_checkpoint, report, write_deploy
+
+
+def main() -> None:
+    parser = parser_with_config('Fuse every RepVGG block of a trained model, prove it, write checkpoint and config.')
+    add_checkpoint(parser)
+    parser.add_argument('--out', required=True, help='folder for deploy.pth and deploy.py')
+    parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
+                        help='size of the input on which both forms are compared; from the config by default')
+    args = parser.parse_args()
+    out = Path(args.out)
+    check_output_folder(out, args.overwrite)
+    cfg = load_config(args)
+    conversion = convert_checkpoint(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
+    print(report(conversion))
+    write_deploy(conversion, out)
+    print(f'Wrote {out / "deploy.pth"} and {out / "deploy.py"}. Next:\n'
+          f'  python tools/test.py {out / "deploy.py"} {out / "deploy.pth"}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
