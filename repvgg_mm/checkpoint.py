@@ -159,8 +159,9 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(path, error) from None
-    except RuntimeError as error:  # torch.save reports a full disk in this way
-        if 'PytorchStreamWriter' not in str(error) and 'write' not in str(error):
+    except RuntimeError as error:
+        # How torch.save reports that it could not write all bytes.
+        if not any(marker in str(error) for marker in ('PytorchStreamWriter', 'unexpected pos', 'file write failed')):
             raise
         raise _cannot_write(path, error) from None
 

@@ -69,15 +69,15 @@ def convert_checkpoint(
     if not errors[worst] <= TOLERANCE:
         raise UserError(
             f'A deploy form must agree with the training form to {TOLERANCE:g} relative, and {worst} differs by '
-            f'{errors[worst]:.1e} on an input of {height}x{width}. Nothing was written: check that training did not '
-            'diverge (values beyond float32), and report a bug if it did not.')
+            f'{errors[worst]:.1e} on an input of {height}x{width}. Nothing was written: use a later checkpoint if this '
+            'one is from the first steps, whose BatchNorm statistics are not settled, and look for values beyond float32.')
     meta = dict(
         form='deploy',
         arch=archs[0] if len(archs) == 1 else archs,
         source=Path(checkpoint_path).name,
         source_sha256=sha256_of(checkpoint_path),
         worst_relative_error=errors[worst],
-        versions=dict(repvgg_mm=_version(), torch=torch.__version__, mmengine=mmengine.__version__))
+        versions=dict(repvgg_mm=_version(), torch=str(torch.__version__), mmengine=mmengine.__version__))
     dataset = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
     if 'classes' in dataset:  # what the toolboxes' inference interfaces look for
         meta['dataset_meta'] = {key: np.asarray(dataset[key]).tolist() for key in ('classes', 'palette') if key in dataset}

@@ -54,7 +54,7 @@ def fuse_branches(
     """
     kernel = weight_3x3 * norm_3x3.scale[:, None, None, None]  # C2, C1/g, 3, 3
     centre = kernel[:, :, 1, 1]                                # C2, C1/g
-    centre += weight_1x1[:, :, 0, 0] * norm_1x1.scale[:, None]
+    centre.addcmul_(weight_1x1[:, :, 0, 0], norm_1x1.scale[:, None])
     bias = norm_3x3.shift + norm_1x1.shift
     if norm_identity is not None:
         # Output channel c reads input channel c, which is number c % (C1/g) of its group.

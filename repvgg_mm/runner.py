@@ -57,8 +57,8 @@ def check_dataset(cfg: Config, split: str) -> None:
 
 
 def replace_sync_bn(cfg: Config) -> None:
-    """Turn every norm of type SyncBN in the config's model into BN, which has the same weights."""
-    for part in config_dicts(cfg.model):
+    """Turn every norm of type SyncBN in the config into BN, which has the same weights."""
+    for part in config_dicts(cfg._cfg_dict):
         if part.get('type') == 'SyncBN':
             part['type'] = 'BN'
 
@@ -66,12 +66,13 @@ def replace_sync_bn(cfg: Config) -> None:
 def deploy_config(cfg: Config) -> Config:
     """The config of the deploy form: no weights to start from, no SyncBN, every RepVGG with deploy=True."""
     cfg = Config(cfg._cfg_dict.to_dict())
-    for part in config_dicts(cfg.model):
+    for part in config_dicts(cfg._cfg_dict):
         part.pop('init_cfg', None)
         part.pop('pretrained', None)
         if part.get('type') in REPVGG_TYPES:
             part['deploy'] = True
     replace_sync_bn(cfg)
+    cfg.pop('weights', None)
     cfg.load_from = None
     cfg.resume = False
     imports = set(cfg.get('custom_imports', {}).get('imports', [])) | {'repvgg_mm'}

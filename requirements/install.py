@@ -4,8 +4,9 @@
 
 mmcv is published as source only. Compiled as pip does it, its operators take
 nine minutes on two cores, most of it spent on reading torch's headers again in
-every file; here the headers are compiled once, ahead of the rest. The wheel is
-kept in the user's cache, so a second environment does not compile it again.
+every file; here the headers are compiled once, ahead of the rest, and the many
+small files become one. The wheel is kept in the user's cache, so a second
+environment does not compile it again.
 
 Runs on the standard library alone, because it runs before anything exists.
 """
@@ -88,13 +89,13 @@ def mmcv_wheel(python: Path, requirement: str) -> Path:
     name, version = requirement.split('==')
     pattern = f'{name.replace("-", "_")}-{version}-*.whl'
     if not any(cache.glob(pattern)):
-        build_mmcv(python, requirement, cache, precompile='cuda' not in tag)
+        build_mmcv(python, requirement, cache, cpu_only='cuda' not in tag)
     else:
         step(f'{requirement} from {cache}')
     return next(cache.glob(pattern))
 
 
-def build_mmcv(python: Path, requirement: str, cache: Path, precompile: bool) -> None:
+def build_mmcv(python: Path, requirement: str, cache: Path, cpu_only: bool) -> None:
     step(f'{requirement}: compiling its operators, about two minutes on two cores')
     cache.mkdir(parents=True, exist_ok=True)
     # The wheel is built in the cache's own file system and renamed: never half a wheel.
@@ -108,7 +109,8 @@ def build_mmcv(python: Path, requirement: str, cache: Path, precompile: bool) ->
         env = {'CFLAGS': COMPILE_FLAGS, 'CXXFLAGS': COMPILE_FLAGS, **os.environ,
                'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(os.cpu_count() or 1),
                'PATH': f'{python.parent}{os.pathsep}{os.environ["PATH"]}'}
-        if precompile:
+        if cpu_only:
+            merge_small_files(source)
             env['CFLAGS'] += f' -include {shlex.quote(str(precompiled_header(python, Path(folder), env)))}'
         run(python, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation',
             '--wheel-dir', Path(folder) / 'wheel', source, env=env)
@@ -116,12 +118,22 @@ def build_mmcv(python: Path, requirement: str, cache: Path, precompile: bool) ->
             os.replace(wheel, cache / wheel.name)
 
 
+def merge_small_files(source: Path) -> None:
+    """Turn the operators' entry points, one small file each, into one file that includes them all.
+
+    The files in `cpu` stay as they are: some define the same names. So does pybind.cpp, which takes longest.
+    """
+    folder = source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    merged = [path.rename(path.with_suffix('.inc')) for path in sorted(folder.glob('*.cpp')) if path.stem != 'pybind']
+    (folder / 'merged.cpp').write_text(''.join(f'#include "{path.name}"\n' for path in merged))
+
+
 def precompiled_header(python: Path, folder: Path, env: dict[str, str]) -> Path:
     """A header in `folder` with its compiled form beside it, to be included ahead of every file.
 
-    It must come first: a compiler takes a precompiled header only before any other code, and a
-    quarter of mmcv's files, the slowest, include something else ahead of torch's header. One that
-    does not take it reads the header itself: slower, the same result.
+    It must come first: a compiler takes a precompiled header only before any other code, and the
+    slowest of mmcv's files include something else ahead of torch's header. A compiler that does
+    not take it reads the header itself: slower, the same result.
     """
     header = folder / 'precompiled.hpp'
     header.write_text('#include <torch/types.h>\n')  # what mmcv's own pytorch_cpp_helper.hpp includes

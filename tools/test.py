@@ -23,7 +23,7 @@ def main() -> None:
         if 'visualization' not in cfg.get('default_hooks', {}):
             raise UserError('Pictures are drawn by the visualization hook, which this config does not have. '
                             "Add default_hooks=dict(visualization=dict(type='SegVisualizationHook')).")
-        cfg.default_hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
+        cfg.default_hooks.visualization.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
         if args.show_dir:
             cfg.visualizer.save_dir = args.show_dir
     if args.out:
