@@ -1,5 +1,5 @@
 # PSPNet on RepVGG-A0, CamVid, from scratch: real data on a laptop's or a small server's CPU.
-# Recipe: this project's own (AdamW 1e-3, 8 crops of 192x192, 400 steps, no pretrained weights).
+# Recipe: this project's own (AdamW 1e-3, 8 crops of 160x160, 400 steps, no pretrained weights).
 # Expected: see docs/results.md.
 # Command: python tools/train.py configs/pspnet_repvgg_a0_camvid.py
 _base_ = [

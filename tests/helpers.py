@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import repvgg_mm  # noqa: F401  registers RepVGG
+import repvgg_mm
 from repvgg_mm.archs import get_arch
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
 
@@ -77,7 +77,7 @@ def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
     after = model.state_dict()
     assert list(after) == list(before)
     for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0, equal_nan=True, msg=lambda m: f'{name}: {m}')
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def backbone(arch: str | dict = TINY, **options) -> nn.Module:

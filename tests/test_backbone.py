@@ -6,8 +6,18 @@ import copy
 
 import pytest
 import torch
-from helpers import (TINY, TINY_ARCHS, TINY_SE, assert_same_state, backbone, branch_sum, image, pspnet_config,
-                     randomise_norms, snapshot)
+from helpers import (
+    TINY,
+    TINY_ARCHS,
+    TINY_SE,
+    assert_same_state,
+    backbone,
+    branch_sum,
+    image,
+    pspnet_config,
+    randomise_norms,
+    snapshot,
+)
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
@@ -117,7 +127,7 @@ def test_only_needed_stages_are_built_and_all_are_trained(out_indices, built, de
 
 @pytest.mark.parametrize('out_indices', [(), (4,), (-5,), (0, 9), 3])
 def test_wrong_out_indices(out_indices):
-    with pytest.raises(UserError, match=r'out_indices needs one or more integers from -4 to 3 .* got .*default is \(0, 1'):
+    with pytest.raises(UserError, match=r'out_indices needs one or more integers from -4 to 3 .* got .*default is \('):
         RepVGG(TINY, out_indices=out_indices)
 
 
@@ -129,7 +139,7 @@ def test_wrong_strides(strides):
 
 @pytest.mark.parametrize('dilations', [(1, 1, 1), (1, 1, (2, 2), 4), (1, 1, (1,) * 5, 1)])
 def test_wrong_dilations(dilations):
-    with pytest.raises(UserError, match=r'dilations needs one entry a stage, .* stages of \(1, 2, 4, 1\) blocks; got \('):
+    with pytest.raises(UserError, match=r'dilations needs one entry a stage.* stages of \(1, 2, 4, 1\) blocks; got \('):
         RepVGG(TINY, dilations=dilations)
 
 
@@ -258,7 +268,7 @@ def test_names_in_the_state_dict_are_those_of_mmpretrain(deploy):
     norm = ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')
     expected = set()
     for name, identity in (('stem', False), ('stage_1.0', False), ('stage_2.0', False), ('stage_2.1', True)):
-        expected |= {f'{name}.se_layer.{conv}.conv.{kind}' for conv in ('conv1', 'conv2') for kind in ('weight', 'bias')}
+        expected |= {f'{name}.se_layer.conv{i}.conv.{kind}' for i in (1, 2) for kind in ('weight', 'bias')}
         if deploy:
             expected |= {f'{name}.branch_reparam.weight', f'{name}.branch_reparam.bias'}
             continue
@@ -302,7 +312,7 @@ def test_building_and_switching_print_nothing(capfd, options):
     assert capfd.readouterr() == ('', '')
 
 
-@pytest.mark.parametrize('norm_cfg', [dict(type='SyncBN', requires_grad=True), dict(type='BN', eps=1e-3, momentum=0.01)])
+@pytest.mark.parametrize('norm_cfg', [dict(type='SyncBN'), dict(type='BN', eps=1e-3, momentum=0.01)])
 def test_norm_cfg(norm_cfg):
     model = backbone(TINY, norm_cfg=norm_cfg).double()
     x = image(2, 3, 64, 64)
@@ -320,7 +330,7 @@ def test_norms_that_cannot_be_fused(norm_cfg, kind):
 
 
 def test_norms_without_running_statistics():
-    with pytest.raises(UserError, match='keeps none .track_running_stats=False'):
+    with pytest.raises(UserError, match=r'keeps none \(track_running_stats=False'):
         RepVGG(TINY, norm_cfg=dict(type='BN', track_running_stats=False))
 
 

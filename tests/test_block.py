@@ -147,7 +147,7 @@ def test_fuses_on_the_fly_only_outside_branch_by_branch():
     assert calls == []
     with pytest.raises(ZeroDivisionError), branch_by_branch(training):
         training(image(1, 8, 5, 5))
-        1 / 0
+        raise ZeroDivisionError
     assert calls == ['branch_1x1']
     training(image(1, 8, 5, 5))
     assert calls == ['branch_1x1']
@@ -333,7 +333,7 @@ def test_a_failing_block_leaves_all_blocks_unchanged():
     (partial(nn.GroupNorm, 2), 'GroupNorm'), (nn.LayerNorm, 'LayerNorm'),
     (nn.InstanceNorm2d, 'InstanceNorm2d'), (lambda channels: nn.Identity(), 'Identity')])
 def test_other_norms_are_refused(norm, kind):
-    with pytest.raises(UserError, match=rf"ends in a BatchNorm, but branch_3x3\.norm is {kind}.*norm_cfg=dict\(type='BN'\)"):
+    with pytest.raises(UserError, match=rf"but branch_3x3\.norm is {kind}\. Use norm_cfg=dict\(type='BN'\)"):
         RepVGGBlock(8, 8, norm=norm)
 
 

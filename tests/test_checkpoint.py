@@ -72,7 +72,7 @@ def runner_checkpoint(tmp_path_factory):
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 def test_a_runners_checkpoint_is_read_with_weights_only(runner_checkpoint):
-    with pytest.raises(pickle.UnpicklingError, match='mmengine.logging.history_buffer.HistoryBuffer'):
+    with pytest.raises(pickle.UnpicklingError, match=r'mmengine\.logging\.history_buffer\.HistoryBuffer'):
         torch.load(runner_checkpoint, weights_only=True)  # what would happen without the list of safe types
     checkpoint = read_checkpoint(runner_checkpoint)
     assert set(checkpoint) >= {'meta', 'state_dict', 'message_hub', 'optimizer', 'param_schedulers'}
@@ -122,12 +122,13 @@ def test_folder(tmp_path):
 
 
 @pytest.mark.parametrize('content', [
-    b'', b'\n', b'This is no checkpoint.\n', b'<!DOCTYPE html><html>404</html>', b'{"a": 1}', b'PK\x03\x04', b'\x80\x02',
-    b'\x80\x02}q\x00.', b'version https://git-lfs.github.com/spec/v1\n', b'\x00' * 4096, bytes(range(256)) * 8])
+    b'', b'\n', b'This is no checkpoint.\n', b'<!DOCTYPE html><html>404</html>', b'{"a": 1}', b'PK\x03\x04',
+    b'\x80\x02', b'\x80\x02}q\x00.', b'version https://git-lfs.github.com/spec/v1\n',
+    b'\x00' * 4096, bytes(range(256)) * 8])
 def test_another_kind_of_file(tmp_path, content):
     path = tmp_path / 'file.pth'
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf'file\.pth (cannot be read as a checkpoint \({len(content)} bytes; |asks for)'):
+    with pytest.raises(UserError, match=rf'file\.pth (cannot be read as a checkpoint \({len(content)} bytes|asks for)'):
         read_checkpoint(path)
 
 
@@ -138,13 +139,13 @@ def test_truncated_file(tmp_path, part, legacy):
     torch.save(dict(state_dict=backbone().state_dict()), path, _use_new_zipfile_serialization=not legacy)
     whole = path.read_bytes()
     path.write_bytes(whole[:int(len(whole) * part)])
-    with pytest.raises(UserError, match=r'cannot be read as a checkpoint .* damaged, incomplete or another kind of file'):
+    with pytest.raises(UserError, match=r'cannot be read as a checkpoint .* damaged, incomplete or another kind'):
         read_checkpoint(path)
 
 
 def test_pickled_model(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / 'model.pth')
-    with pytest.raises(UserError, match=r'model\.pth asks for torch\.nn\.modules\.linear\.Linear, which .*--trust-checkpoint'):
+    with pytest.raises(UserError, match=r'model\.pth asks for torch\.nn\.modules\.linear\.Linear, which .*--trust'):
         read_checkpoint(tmp_path / 'model.pth')
 
 
@@ -164,7 +165,7 @@ def test_no_dict(tmp_path, content):
 def test_code_in_a_checkpoint_does_not_run(tmp_path, save, load):
     path, ran = tmp_path / 'malicious.pth', tmp_path / 'ran'
     save(dict(meta=RunsCommand(f'touch {ran}'), state_dict=dict(weight=torch.ones(1))), path)
-    with pytest.raises(UserError, match=r'malicious\.pth asks for (posix|nt|os)\.system, which mmengine does not write'):
+    with pytest.raises(UserError, match=r'malicious\.pth asks for (posix|nt|os)\.system, which mmengine'):
         read_checkpoint(path)
     assert not ran.exists()
     load(path)
@@ -222,7 +223,8 @@ def test_loading(build, prefix):
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.add_(1)
-    load_strictly(model, dict(state_dict={prefix + name: tensor for name, tensor in source.state_dict().items()}), 'file')
+    state_dict = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    load_strictly(model, dict(state_dict=state_dict), 'file')
     assert_same_state(model, snapshot(source))
 
 
@@ -232,7 +234,7 @@ def without(model: nn.Module, *prefixes: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize('model, weights, message', [
     (lambda: backbone(), lambda: backbone(dict(TINY, width_factors=(0.25,) * 4)).state_dict(),
-     r'0 missing; 0 unexpected; \d+ other shape \(stem\.branch_3x3\.conv\.weight \(16, 3, 3, 3\) instead of \(8, 3, 3, 3\), .*same arch'),
+     r'0 missing; 0 unexpected; \d+ other shape \(stem\.branch_3x3\.conv\.weight \(16, 3, 3, 3\) instead of \(8, 3'),
     (lambda: backbone(), lambda: backbone(TINY_SE).state_dict(), r'0 missing; \d+ unexpected \(stem\.se_layer'),
     (lambda: backbone(TINY_SE), lambda: backbone().state_dict(), r'\d+ missing \(stem\.se_layer'),
     (lambda: backbone(), lambda: backbone(dict(TINY, depths=(1, 1, 4, 1))).state_dict(), r'missing \(stage_2\.1\.'),
@@ -240,9 +242,9 @@ def without(model: nn.Module, *prefixes: str) -> dict[str, torch.Tensor]:
     (lambda: pspnet(), lambda: without(pspnet(), 'decode_head.', 'auxiliary_head.'), r'\d+ missing \(decode_head\.'),
     (lambda: pspnet(), lambda: backbone().state_dict(), r'\(0 of \d+ tensors do\): \d+ missing .*\d+ unexpected'),
     (lambda: backbone(), lambda: pspnet().state_dict(), r'\(0 of \d+ tensors do\)'),
-    (lambda: backbone(), lambda: whole_model_convert(backbone()).state_dict(), r'file is in deploy form: its branches were fused'),
+    (lambda: backbone(), lambda: whole_model_convert(backbone()).state_dict(), r'is in deploy form: its branches were'),
     (lambda: pspnet(), lambda: whole_model_convert(pspnet()).state_dict(), r'needs a checkpoint in training form'),
-    (lambda: backbone(deploy=True), lambda: backbone().state_dict(), r'needs a checkpoint in deploy form.*Convert it first'),
+    (lambda: backbone(deploy=True), lambda: backbone().state_dict(), r'needs a checkpoint in deploy form.*Convert it'),
     (lambda: pspnet(deploy=True), lambda: pspnet().state_dict(), r'deploy=True needs .*file is in training form'),
 ], ids=['width', 'se in file', 'se in model', 'depth', 'no backbone', 'no head', 'backbone alone', 'segmentor',
         'deploy into training', 'deploy into training, whole', 'training into deploy', 'training into deploy, whole'])

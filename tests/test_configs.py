@@ -29,17 +29,6 @@ def load(name: str) -> Config:
     return cfg
 
 
-@torch.no_grad()
-def settle_statistics(model: nn.Module, images: torch.Tensor) -> None:
-    """Running statistics as after a long training; after one step those of 28 layers do not fit one another."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None  # the plain average over the following batches
-    for shift in (-0.5, 0.0, 0.5):
-        model(images + shift)
-
-
 @pytest.mark.parametrize('name', CONFIGS)
 def test_trains_a_step_and_converts(name):
     from mmseg.structures import SegDataSample
@@ -56,10 +45,11 @@ def test_trains_a_step_and_converts(name):
     assert torch.isfinite(losses['loss'])
     assert not torch.equal(before, model.backbone.stem.branch_3x3.conv.weight)
 
-    settle_statistics(model, torch.randn(2, 3, 64, 64))
+    # In float64: the statistics of a first step do not fit one another, and cost float32 more than 1e-5.
+    model = model.double()
     deploy = whole_model_convert(model)
-    errors = compare_models(model, deploy, torch.randn(1, 3, 64, 96))
-    assert max(errors.values()) <= 1e-5
+    errors = compare_models(model, deploy, torch.randn(1, 3, 64, 96, dtype=torch.float64))
+    assert max(errors.values()) <= 1e-10
     with torch.device('meta'):
         rebuilt = build_model(deploy_config(cfg))
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in deploy.state_dict().items()}

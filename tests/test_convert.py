@@ -7,8 +7,7 @@ import math
 
 import pytest
 import torch
-from helpers import (TINY, TINY_ARCHS, assert_same_state, backbone, block, branch_sum, image, pspnet, retinanet,
-                     snapshot)
+from helpers import TINY, TINY_ARCHS, assert_same_state, backbone, block, branch_sum, image, pspnet, retinanet, snapshot
 from mmcv.cnn.utils import fuse_conv_bn
 from mmseg.models import SegTTAModel
 from torch import nn
@@ -229,7 +228,7 @@ def test_the_historical_call_with_positions(tmp_path):
 @pytest.mark.parametrize('model', [
     nn.Conv2d(3, 3, 3), nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))], ids=['conv', 'sequential'])
 def test_no_block(tmp_path, model):
-    with pytest.raises(UserError, match=rf"fuses RepVGG blocks, and {type(model).__name__} contains none.*type='RepVGG'"):
+    with pytest.raises(UserError, match=rf"fuses RepVGG blocks, and {type(model).__name__} contains none.*'RepVGG'"):
         whole_model_convert(model, save_path=tmp_path / 'deploy.pth')
     assert list(tmp_path.iterdir()) == []
 
@@ -250,7 +249,7 @@ def test_a_damaged_block_is_named_and_nothing_changes(tmp_path, value, inplace):
 def test_after_fuse_conv_bn():
     model = pspnet()
     fused_too_early = fuse_conv_bn(copy.deepcopy(model))
-    with pytest.raises(UserError, match=r'^backbone\.stem: .*but branch_3x3\.norm is Identity.*convert before other tools'):
+    with pytest.raises(UserError, match=r'^backbone\.stem: .*but branch_3x3\.norm is Identity.*convert before'):
         whole_model_convert(fused_too_early)
 
 

@@ -43,6 +43,6 @@ def test_inside_a_model(config, name):
     ('mmengine', 'repvgg_mm.RepVGG'), ('mmseg', 'repvgg_mm.RepVGG'), ('mmdet', 'repvgg_mm.RepVGG')])
 def test_the_scoped_name_imports_the_package(package, name):
     code = (f'from {package}.registry import MODELS; import sys; assert "repvgg_mm" not in sys.modules; '
-            f'model = MODELS.build(dict(type={name!r}, arch={TINY!r})); print(type(model).__module__, type(model).__name__)')
+            f'model = type(MODELS.build(dict(type={name!r}, arch={TINY!r}))); print(model.__module__, model.__name__)')
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=120)
     assert (run.stdout.strip().splitlines()[-1:], run.returncode) == (['repvgg_mm.backbone RepVGG'], 0), run.stderr

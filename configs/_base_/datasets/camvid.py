@@ -5,7 +5,7 @@ classes = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence
 palette = [[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0],
            [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]]
 metainfo = dict(classes=classes, palette=palette)
-crop_size = (192, 192)
+crop_size = (160, 160)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
