@@ -5,8 +5,8 @@ try:
     import mmengine  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f'repvgg_mm needs mmengine and mmcv, and {error.name} cannot be imported ({error}). Install one stack, not both: '
-        "pip install 'repvgg_mm[openmmlab]' or pip install 'repvgg_mm[onedl]' "
+        f'repvgg_mm needs mmengine and mmcv, and {error.name} cannot be imported ({error}). '
+        "Install one stack, not both: pip install 'repvgg_mm[openmmlab]' or pip install 'repvgg_mm[onedl]' "
         '(torch first; see "Set-up" in the README).') from error
 
 from .archs import ARCHS, Arch

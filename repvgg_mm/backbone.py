@@ -65,7 +65,7 @@ class RepVGG(BaseModule):
         if pretrained is not None:
             if init_cfg is not None:
                 raise UserError(f'Weights come from pretrained or from init_cfg, got {pretrained!r} and {init_cfg}. '
-                                 'Remove one of the two.')
+                                'Remove one of the two.')
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         super().__init__(init_cfg)
         self.arch = get_arch(arch)
@@ -73,12 +73,12 @@ class RepVGG(BaseModule):
         self.out_indices = _normalise_indices(out_indices, num_stages)
         if len(strides) != num_stages:
             raise UserError(f'strides needs one entry for each of the {num_stages} stages, got {tuple(strides)}. '
-                             f'The default is {(2,) * num_stages}.')
+                            f'The default is {(2,) * num_stages}.')
         dilations = _dilations_of_blocks(dilations, self.arch.depths)
         num_built = max(self.out_indices) + 1
         if not -1 <= frozen_stages <= num_built:
             raise UserError(f'frozen_stages must be from -1 (none) to {num_built} (all stages that out_indices='
-                             f'{tuple(out_indices)} needs), got {frozen_stages}. Choose one in that range.')
+                            f'{tuple(out_indices)} needs), got {frozen_stages}. Choose one in that range.')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
@@ -165,8 +165,8 @@ def fast_dilations(arch: str | Mapping) -> tuple[int | tuple[int, ...], ...]:
 def _normalise_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
     if isinstance(out_indices, int) or not out_indices or any(
             not -num_stages <= index < num_stages for index in out_indices):
-        raise UserError(f'out_indices needs one or more integers from {-num_stages} to {num_stages - 1} (a stage each), '
-                         f'got {out_indices}. The default is {tuple(range(num_stages))}.')
+        raise UserError(f'out_indices needs one or more integers from {-num_stages} to {num_stages - 1}, one a stage; '
+                        f'got {out_indices}. The default is {tuple(range(num_stages))}.')
     return tuple(index % num_stages for index in out_indices)
 
 
@@ -179,7 +179,7 @@ def _dilations_of_blocks(
         if [len(entry) for entry in expanded] == list(depths):
             return expanded
     raise UserError(f'dilations needs one entry a stage, an int or one int a block, for stages of {tuple(depths)} '
-                     f'blocks; got {tuple(dilations)}. The default is {(1,) * len(depths)}.')
+                    f'blocks; got {tuple(dilations)}. The default is {(1,) * len(depths)}.')
 
 
 def _norm_builder(norm_cfg: Mapping) -> Callable[[int], nn.Module]:

@@ -168,16 +168,18 @@ class RepVGGBlock(nn.Module):
 
     @contextmanager
     def _statistics_untouched(self) -> Iterator[None]:
-        """While activations are computed again: batch statistics as before, running ones not updated again."""
-        norms = [] if self.deploy else [norm for _, norm in self._named_norms() if isinstance(norm, _BatchNorm)]
-        tracked = [norm.track_running_stats for norm in norms]
-        for norm in norms:
-            norm.track_running_stats = False
+        """While activations are computed again, norms update copies of their running statistics."""
+        norms = [] if self.deploy else [norm for _, norm in self._named_norms()]
+        kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+        for norm, buffers in zip(norms, kept):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
         try:
             yield
         finally:
-            for norm, track in zip(norms, tracked):
-                norm.track_running_stats = track
+            for norm, buffers in zip(norms, kept):
+                for name, buffer in buffers.items():
+                    setattr(norm, name, buffer)
 
 
 def fuse_blocks(model: nn.Module) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
 from .errors import UserError
+
 
 def _statistic_of_history(owner: object, name: str) -> object:
     """`getattr` for the one use that mmengine's log histories make of it: HistoryBuffer.min and its like."""
@@ -94,9 +96,8 @@ def state_dict_of(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f'A checkpoint holds named tensors, and {source} has none; its keys are '
                         f'{list(checkpoint)[:5]}. Give a checkpoint that training wrote.')
-    while all(name.startswith('module.') for name in tensors):
-        tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
-    return tensors
+    prefix = _leading_module(tensors)
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
 def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
@@ -107,7 +108,8 @@ def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
             unchanged.
     """
     state_dict = state_dict_of(checkpoint, source)
-    expected = model.state_dict()
+    prefix = _leading_module(model.state_dict())  # of DDP and of other wrappers
+    expected = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
     if form_of(state_dict) == 'deploy' and form_of(expected) == 'training':
         raise UserError(
             f'A model in training form needs a checkpoint in training form, and {source} is in deploy form: its '
@@ -127,7 +129,7 @@ def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
             f'({len(expected) - len(missing) - len(shapes)} of {len(expected)} tensors do): '
             f'{_some("missing", missing)}; {_some("unexpected", unexpected)}; {_some("other shape", shapes)}. '
             'Use the config that the checkpoint was trained with: the same arch, head and number of classes.')
-    model.load_state_dict(state_dict, strict=True)
+    model.load_state_dict({prefix + name: tensor for name, tensor in state_dict.items()}, strict=True)
 
 
 def write_checkpoint(path: str | PathLike, checkpoint: Mapping) -> None:
@@ -183,11 +185,17 @@ def _some(what: str, names: list[str]) -> str:
     return f'{len(names)} {what}' + (f' ({listed}{", ..." if len(names) > 3 else ""})' if names else '')
 
 
+def _leading_module(names: Mapping) -> str:
+    """'module.', repeated as often as it leads every name."""
+    prefix = ''
+    while names and all(name.startswith(f'{prefix}module.') for name in names):
+        prefix += 'module.'
+    return prefix
+
+
 def _refused_global(error: pickle.UnpicklingError) -> str | None:
-    for marker in ('Unsupported global: GLOBAL ', 'Unsupported class ', 'Trying to load unsupported GLOBAL '):
-        if marker in str(error):
-            return str(error).split(marker)[1].split()[0]
-    return None
+    found = re.search(r'(?:Unsupported global: GLOBAL|Unsupported class|unsupported GLOBAL) ([\w.]*\w)', str(error))
+    return found and found[1]
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> UserError:

@@ -22,10 +22,13 @@ def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> d
     An output that is not finite has the error inf.
 
     Raises:
-        ValueError: the models do not have the same outputs.
+        ValueError: the models do not have the same outputs, or none.
     """
     expected, actual = _outputs(reference, inputs), _outputs(other, inputs)
     shapes = [{name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, actual)]
+    if not expected:
+        raise ValueError(f'Models are compared by their output tensors, and {type(reference).__name__} gave none. '
+                         'Pass inputs for which it returns tensors, in tuples, lists or dicts if it likes.')
     if shapes[0] != shapes[1]:
         raise ValueError(f'Models are compared output by output, but the shapes differ: {shapes[0]} and {shapes[1]}. '
                          'Compare a model with its own deploy form.')

@@ -33,9 +33,12 @@ def whole_model_convert(
         mode. Converting it again changes nothing.
 
     Raises:
-        UserError: there is no RepVGG block, a block cannot be fused, or `deploy_model` does not fit.
-            No model is then changed and nothing is written.
+        UserError: there is no RepVGG block, a block cannot be fused, two targets are given, or
+            `deploy_model` does not fit. No model is then changed and nothing is written.
     """
+    if inplace and deploy_model is not None:
+        raise UserError('The deploy form goes into train_model (inplace=True) or into deploy_model, and both '
+                        'were given. Leave one of them out.')
     if not any(True for _ in named_blocks(train_model)):
         raise UserError(
             f'Converting fuses RepVGG blocks, and {type(train_model).__name__} contains none. '

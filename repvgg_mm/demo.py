@@ -20,8 +20,9 @@ from .measure import Latency, count_parameters, interleaved_latency
 from .runner import build_model
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
+BRANCHES = 'training form,\nbranch by branch'
 FORMS = {'training form': 'test_training_form', 'deploy form': 'test_deploy_form'}
 
 
@@ -40,7 +41,7 @@ def summarise(config: str, checkpoint: Path, folder: Path) -> str:
 
     rows = [
         ('mIoU', *(f'{miou[form]:.2f}' for form in FORMS)),
-        ('latency, branch by branch (ms)', f'{latency["training form,\nbranch by branch"].median_ms:.1f}', ''),
+        ('latency, branch by branch (ms)', f'{latency[BRANCHES].median_ms:.1f}', ''),
         ('latency (ms)', *(f'{latency[form].median_ms:.1f}' for form in FORMS)),
         ('parameters (million)', *(f'{count_parameters(model) / 1e6:.2f}' for model in (training, deploy)))]
     lines = [f'\n| {"":<30} | {"training form":>14} | {"deploy form":>14} |', f'|{"-" * 32}|{"-" * 15}:|{"-" * 15}:|']
@@ -68,7 +69,7 @@ def draw_predictions(models: dict[str, nn.Module], dataset: object, path: Path, 
     for axis, name in zip(axes[0], columns):
         axis.set_title(name, fontsize=11)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour / 255) for colour in colours]
-    figure.legend(handles, dataset.metainfo['classes'], loc='lower center', ncol=len(colours), fontsize=9, frameon=False)
+    figure.legend(handles, dataset.metainfo['classes'], loc='lower center', ncol=len(colours), frameon=False)
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     _save(figure, path)
 
@@ -118,7 +119,7 @@ def _latency(training: nn.Module, deploy: nn.Module, size: tuple[int, int]) -> d
             training(inputs)
 
     return interleaved_latency({
-        'training form,\nbranch by branch': branches,
+        BRANCHES: branches,
         'training form': partial(training, inputs),
         'deploy form': partial(deploy, inputs)}, rounds=30)
 

@@ -70,7 +70,7 @@ def convert_checkpoint(
         raise UserError(
             f'A deploy form must agree with the training form to {TOLERANCE:g} relative, and {worst} differs by '
             f'{errors[worst]:.1e} on an input of {height}x{width}. Nothing was written: use a later checkpoint if this '
-            'one is from the first steps, whose BatchNorm statistics are not settled, and look for values beyond float32.')
+            'one is from the first steps, whose statistics are not settled, and look for values beyond float32.')
     meta = dict(
         form='deploy',
         arch=archs[0] if len(archs) == 1 else archs,
@@ -80,7 +80,8 @@ def convert_checkpoint(
         versions=dict(repvgg_mm=_version(), torch=str(torch.__version__), mmengine=mmengine.__version__))
     dataset = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
     if 'classes' in dataset:  # what the toolboxes' inference interfaces look for
-        meta['dataset_meta'] = {key: np.asarray(dataset[key]).tolist() for key in ('classes', 'palette') if key in dataset}
+        meta['dataset_meta'] = {
+            key: np.asarray(dataset[key]).tolist() for key in ('classes', 'palette') if key in dataset}
     return Conversion(trained, deploy, errors, inputs, deploy_cfg, meta)
 
 
@@ -120,7 +121,7 @@ def report(conversion: Conversion) -> str:
     lines += [f'| {name:<30} | {before:>14} | {after:>14} |' for name, before, after in rows]
     device = next(deploy.parameters()).device
     lines.append(f'Latency: median of interleaved calls, 1 image of {height}x{width}, {device}, '
-                 f'{torch.get_num_threads()} threads, float32. The FLOPs of the training form are those of its branches.')
+                 f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
     return '\n'.join(lines)
 
 

@@ -9,9 +9,9 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
+from tool_runs import ROOT
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tool_runs import ROOT
 
 from repvgg_mm import compare_models, fast_dilations, whole_model_convert
 from repvgg_mm.block import named_blocks

@@ -189,19 +189,26 @@ def test_a_deploy_model_keeps_its_dtype():
     torch.testing.assert_close(deploy.stem.branch_reparam.weight, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('inplace', [False, True])
 @pytest.mark.parametrize('deploy_model, message', [
     (lambda: pspnet(dict(TINY, width_factors=(0.25,) * 4), deploy=True), 'other shape'),
     (lambda: retinanet(deploy=True), 'missing'),
     (lambda: pspnet(), 'in deploy form')])
-def test_a_deploy_model_that_does_not_fit(tmp_path, deploy_model, message, inplace):
+def test_a_deploy_model_that_does_not_fit(tmp_path, deploy_model, message):
     model, deploy = pspnet(), deploy_model()
     states = snapshot(model), snapshot(deploy)
     with pytest.raises(UserError, match=f'the converted model.*{message}'):
-        whole_model_convert(model, deploy, tmp_path / 'deploy.pth', inplace=inplace)
+        whole_model_convert(model, deploy, tmp_path / 'deploy.pth')
     assert_same_state(model, states[0])
     assert_same_state(deploy, states[1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_targets_are_refused():
+    model, deploy = pspnet(), pspnet(deploy=True)
+    before = snapshot(model)
+    with pytest.raises(UserError, match='both were given'):
+        whole_model_convert(model, deploy, inplace=True)
+    assert_same_state(model, before)
 
 
 @pytest.mark.parametrize('with_deploy_model', [True, False])

@@ -45,7 +45,8 @@ def checkpoint(trained) -> Path:
 @pytest.fixture(scope='module')
 def converted(ema_config, checkpoint, shapes, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('convert') / 'deploy'
-    result = run_tool('tools/convert_whole.py', ema_config, checkpoint, '--out', out, '--cfg-options', *small_data(shapes))
+    result = run_tool('tools/convert_whole.py', ema_config, checkpoint, '--out', out, '--cfg-options',
+                      *small_data(shapes))
     (out.parent / 'stdout').write_text(result.stdout)
     return out
 
@@ -183,8 +184,8 @@ def test_bad_checkpoints_are_refused_without_output(kind, message, checkpoint, c
 
 
 def test_model_without_repvgg(checkpoint, tmp_path):
-    config = derived_config(tmp_path / 'resnet.py', "model = dict(auxiliary_head=None, decode_head=dict(in_channels=512), "
-                            "backbone=dict(_delete_=True, type='ResNet', depth=18))")
+    config = derived_config(tmp_path / 'resnet.py', 'model = dict(auxiliary_head=None, decode_head='
+                            "dict(in_channels=512), backbone=dict(_delete_=True, type='ResNet', depth=18))")
     model = build_model(Config.fromfile(config))
     torch.save(model.state_dict(), tmp_path / 'resnet.pth')
     assert_refused(convert(tmp_path / 'resnet.pth', tmp_path / 'deploy', config=config), 'contains none')

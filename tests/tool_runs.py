@@ -16,7 +16,7 @@ def run_tool(*command: object, check: bool = True, **environment: str) -> subpro
     """`python COMMAND` with its output; an AssertionError shows that output if `check` and it failed."""
     result = subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env={**os.environ, **environment})
+        env={'OMP_NUM_THREADS': '1', **os.environ, **environment})
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result

@@ -9,10 +9,9 @@ crop_size = (160, 160)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
-    dict(type='RandomResize', scale=(240, 180), ratio_range=(0.8, 1.6), keep_ratio=True),
+    dict(type='RandomResize', scale=(240, 180), ratio_range=(0.8, 1.3), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
     dict(type='PackSegInputs')]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
