@@ -122,7 +122,7 @@ class RepVGGBlock(nn.Module):
         conv = self.branch_3x3.conv
         dtype = torch.promote_types(conv.weight.dtype, torch.float32)
         kernel, bias = fuse_branches(
-            conv.weight.to(dtype), _scale_shift(self.branch_3x3.norm, dtype),
+            conv.weight, _scale_shift(self.branch_3x3.norm, dtype),  # their product is of type dtype
             self.branch_1x1.conv.weight.to(dtype), _scale_shift(self.branch_1x1.norm, dtype),
             None if self.branch_norm is None else _scale_shift(self.branch_norm, dtype),
             conv.groups)

@@ -17,7 +17,7 @@ CLASSES = ('background', 'disk', 'ring', 'square', 'triangle', 'cross')
 
 
 def make_shapes(
-    root: str | PathLike, num_train: int = 400, num_val: int = 80, size: int = 96, seed: int = 0
+    root: str | PathLike, num_train: int = 800, num_val: int = 80, size: int = 96, seed: int = 0
 ) -> Path:
     """Write `images/{train,val}/*.jpg`, `labels/{train,val}/*.png` and `annotations/{train,val}.json`.
 
@@ -51,7 +51,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     image = _background(rng, size)
     mask = np.zeros((size, size), np.uint8)
     instances = np.zeros((size, size), np.uint8)
-    for instance in range(1, rng.integers(3, 6) + 1):
+    for instance in range(1, rng.integers(2, 5) + 1):
         label = int(rng.integers(1, len(CLASSES)))
         inside = _shape(CLASSES[label], rng, size)
         colour = rng.uniform(20, 235, 3)
@@ -67,8 +67,8 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _shape(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Where the shape is, as a (size, size) array of bool; its radius is 1/9 to 1/4 of the image's side."""
-    radius = rng.uniform(size / 9, size / 4)
+    """Where the shape is, as a (size, size) array of bool; its radius is 1/7 to 1/4 of the image's side."""
+    radius = rng.uniform(size / 7, size / 4)
     centre = rng.uniform(radius / 2, size - radius / 2, 2)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:size, :size]

@@ -135,7 +135,7 @@ def precompiled_header(python: Path, folder: Path, env: dict[str, str]) -> Path:
     slowest of mmcv's files include something else ahead of torch's header. A compiler that does
     not take it reads the header itself: slower, the same result.
     """
-    header = folder / 'precompiled.hpp'
+    header = folder.absolute() / 'precompiled.hpp'
     header.write_text('#include <torch/types.h>\n')  # what mmcv's own pytorch_cpp_helper.hpp includes
     flags = subprocess.run([python, '-c', HEADER_FLAGS], check=True, capture_output=True, text=True, env=env).stdout
     compiler = shlex.split(os.environ.get('CXX', 'c++'))
