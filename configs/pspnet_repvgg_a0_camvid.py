@@ -6,15 +6,11 @@ _base_ = [
     '_base_/models/pspnet_repvgg.py', '_base_/datasets/camvid.py',
     '_base_/schedules/short_adamw.py', '_base_/default_runtime.py']
 
-# square root of the median class frequency over each class's: thin classes are rare
-class_weight = [0.5, 0.4, 2.1, 0.4, 1.0, 0.7, 2.0, 2.0, 0.9, 2.6, 3.9]
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(norm_cfg=dict(type='BN')),
-    decode_head=dict(
-        num_classes=11, channels=128, norm_cfg=dict(type='BN'), loss_decode=dict(class_weight=class_weight)),
-    auxiliary_head=dict(
-        num_classes=11, channels=64, norm_cfg=dict(type='BN'), loss_decode=dict(class_weight=class_weight)))
+    decode_head=dict(num_classes=11, channels=128, norm_cfg=dict(type='BN')),
+    auxiliary_head=dict(num_classes=11, channels=64, norm_cfg=dict(type='BN')))
 train_cfg = dict(max_iters=360, val_interval=360)
 param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=360, by_epoch=False)]
 default_hooks = dict(logger=dict(interval=20))
