@@ -1,7 +1,7 @@
 """A generated dataset for demonstrations and tests: images, masks and COCO boxes of geometric shapes.
 
-Class is form alone: colours are random, shapes overlap, vary in size and angle, and lie on a noisy,
-shaded background, so that no single pixel tells its class.
+Shapes overlap, vary in size and angle, and lie on a noisy, shaded background. Each class has a colour
+that varies so much from shape to shape that a single pixel does not tell its class for certain.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 CLASSES = ('background', 'disk', 'ring', 'square', 'triangle', 'cross')
+COLOURS = ((128, 128, 128), (75, 25, 230), (25, 225, 255), (200, 130, 0), (75, 180, 60), (48, 130, 245))  # BGR
 
 
 def make_shapes(
@@ -54,7 +55,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     for instance in range(1, rng.integers(2, 5) + 1):
         label = int(rng.integers(1, len(CLASSES)))
         inside = _shape(CLASSES[label], rng, size)
-        colour = rng.uniform(20, 235, 3)
+        colour = rng.normal(COLOURS[label], 30)
         image[inside] = colour + rng.normal(0, 12, (int(inside.sum()), 3))
         mask[inside] = label
         instances[inside] = instance
@@ -62,7 +63,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    coarse = rng.uniform(40, 215, (4, 4, 3)).astype(np.float32)
+    coarse = rng.normal(COLOURS[0], 25, (4, 4, 3)).astype(np.float32)
     return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 12, (size, size, 3))
 
 

