@@ -127,7 +127,7 @@ def test_only_needed_stages_are_built_and_all_are_trained(out_indices, built, de
 
 @pytest.mark.parametrize('out_indices', [(), (4,), (-5,), (0, 9), 3])
 def test_wrong_out_indices(out_indices):
-    with pytest.raises(UserError, match=r'out_indices needs one or more integers from -4 to 3, one a stage; got .*default is \('):
+    with pytest.raises(UserError, match=r'one or more integers from -4 to 3, one a stage; got .*default is \('):
         RepVGG(TINY, out_indices=out_indices)
 
 
