@@ -1,7 +1,7 @@
 """A generated dataset for demonstrations and tests: images, masks and COCO boxes of geometric shapes.
 
 Shapes overlap, vary in size and angle, and lie on a noisy, shaded background. Each class has a colour
-that varies so much from shape to shape that a single pixel does not tell its class for certain.
+that varies from shape to shape and under the noise of the image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 CLASSES = ('background', 'disk', 'ring', 'square', 'triangle', 'cross')
-COLOURS = ((128, 128, 128), (75, 25, 230), (25, 225, 255), (200, 130, 0), (75, 180, 60), (48, 130, 245))  # BGR
+COLOURS = ((128, 128, 128), (60, 30, 220), (40, 220, 220), (220, 110, 20), (60, 190, 50), (200, 50, 190))  # BGR
 
 
 def make_shapes(
@@ -55,8 +55,8 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     for instance in range(1, rng.integers(2, 5) + 1):
         label = int(rng.integers(1, len(CLASSES)))
         inside = _shape(CLASSES[label], rng, size)
-        colour = rng.normal(COLOURS[label], 30)
-        image[inside] = colour + rng.normal(0, 12, (int(inside.sum()), 3))
+        colour = rng.normal(COLOURS[label], 15)
+        image[inside] = colour + rng.normal(0, 10, (int(inside.sum()), 3))
         mask[inside] = label
         instances[inside] = instance
     return image.clip(0, 255).astype(np.uint8), mask, instances

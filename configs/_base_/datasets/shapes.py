@@ -2,7 +2,7 @@
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes'
 classes = ('background', 'disk', 'ring', 'square', 'triangle', 'cross')
-palette = [[60, 60, 60], [230, 25, 75], [255, 225, 25], [0, 130, 200], [60, 180, 75], [245, 130, 48]]
+palette = [[60, 60, 60], [220, 30, 60], [220, 220, 40], [20, 110, 220], [50, 190, 60], [190, 50, 200]]
 metainfo = dict(classes=classes, palette=palette)
 crop_size = (96, 96)
 train_pipeline = [
