@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
-from mmengine.logging import print_log
 
 from .checkpoint import use_safe_reader
 from .errors import UserError
@@ -75,8 +74,3 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.launcher = args.launcher
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
     return cfg
-
-
-def say(message: str) -> None:
-    """Print in the Runner's log if there is one, on the first process only."""
-    print_log(message, logger='current')

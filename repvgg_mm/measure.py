@@ -22,9 +22,6 @@ class Latency(NamedTuple):
     lower_ms: float
     upper_ms: float
 
-    def __str__(self) -> str:
-        return f'{self.median_ms:.1f} ms ({self.lower_ms:.1f} to {self.upper_ms:.1f})'
-
 
 def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
