@@ -22,11 +22,24 @@ def run_tool(main: Callable[[], None]) -> None:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
+class ConfigOptions(DictAction):
+    """mmengine's `--cfg-options`, which answers a value it cannot read with a UserError."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, RecursionError):
+            # mmengine's parser recurses for ever on a value such as [dict(a=1)].
+            raise UserError(
+                f'--cfg-options takes KEY=VALUE with numbers, words or lists such as key="[a,b]", got {values}. '
+                'Write anything else, such as a list of dicts, into a config with _base_.') from None
+
+
 def parser_with_config(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='override settings of the config, for example model.backbone.init_cfg=None; '
              'lists as key="[a,b]" without white space')
     return parser
@@ -64,7 +77,11 @@ def load_config(args: argparse.Namespace) -> Config:
     except (SyntaxError, FileNotFoundError, OSError) as error:
         raise UserError(f'{path} cannot be read as a config: {error}. Compare it with a file in configs/.') from None
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'--cfg-options overrides settings that {path} can have, and {args.cfg_options} does not '
+                            f'fit it ({type(error).__name__}: {error}). Compare the names with the config.') from None
     if 'model' not in cfg:
         raise UserError(f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
                         'Give a config of configs/ rather than one of configs/_base_/.')
