@@ -12,10 +12,11 @@ except ImportError as error:
 from .archs import ARCHS, Arch
 from .backbone import RepVGG, fast_dilations
 from .block import RepVGGBlock
-from .checkpoint import load_strictly, read_checkpoint
+from .checkpoint import read_checkpoint
 from .compare import compare_models
 from .convert import whole_model_convert
 from .errors import UserError
+from .weights import load_strictly
 
 __version__ = '0.1.0'
 

@@ -8,8 +8,9 @@ from os import PathLike
 from torch import nn
 
 from .block import fuse_blocks, named_blocks
-from .checkpoint import load_strictly, write_checkpoint
+from .checkpoint import write_checkpoint
 from .errors import UserError
+from .weights import load_strictly
 
 
 def whole_model_convert(

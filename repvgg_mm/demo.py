@@ -15,9 +15,10 @@ from mmengine.registry import DATASETS
 from torch import nn
 
 from .block import branch_by_branch
-from .checkpoint import load_strictly, read_checkpoint
+from .checkpoint import read_checkpoint
 from .measure import Latency, count_parameters, interleaved_latency
 from .runner import build_model
+from .weights import load_strictly
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

@@ -15,12 +15,13 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .block import branch_by_branch, named_blocks
-from .checkpoint import atomic_path, form_of, load_strictly, read_checkpoint, sha256_of, state_dict_of
+from .checkpoint import atomic_path, read_checkpoint, sha256_of
 from .compare import compare_models
 from .convert import whole_model_convert
 from .errors import UserError
 from .measure import count_macs, count_parameters, interleaved_latency
 from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
+from .weights import form_of, load_strictly, state_dict_of
 
 TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
 DEFAULT_SHAPE = (512, 512)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, TINY_SE, assert_same_state, backbone, pspnet, snapshot
+from helpers import backbone
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
@@ -17,8 +17,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
-from repvgg_mm.checkpoint import atomic_path, sha256_of, state_dict_of, use_safe_reader, write_checkpoint
+from repvgg_mm import UserError, load_strictly, read_checkpoint
+from repvgg_mm.checkpoint import atomic_path, sha256_of, use_safe_reader, write_checkpoint
 
 
 class Linear(BaseModel):
@@ -190,78 +190,6 @@ def test_trust_reads_any_type(tmp_path):
     with pytest.raises(UserError, match='asks for pathlib'):
         read_checkpoint(tmp_path / 'trusted.pth')
     assert read_checkpoint(tmp_path / 'trusted.pth', trust=True)['path'] == Path('a')
-
-
-# --- the weights inside ----------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('wrap', [
-    lambda tensors: tensors, lambda tensors: dict(state_dict=tensors, epoch=3), lambda tensors: dict(model=tensors)])
-@pytest.mark.parametrize('prefix', ['', 'module.', 'module.module.'])
-def test_state_dict_of(wrap, prefix):
-    inner = {'backbone.weight': torch.ones(1), 'decode_head.module.conv': torch.ones(2)}
-    found = state_dict_of(wrap({prefix + name: tensor for name, tensor in inner.items()}), 'file')
-    assert list(found) == list(inner)
-
-
-def test_module_is_kept_where_it_does_not_lead_everywhere():
-    names = ['module.conv', 'decode_head.module.conv']
-    assert list(state_dict_of(dict.fromkeys(names, torch.ones(1)), 'file')) == names
-
-
-@pytest.mark.parametrize('checkpoint', [{}, dict(state_dict={}), dict(meta=dict(epoch=1)), dict(state_dict=dict(a=1))])
-def test_no_tensors(checkpoint):
-    with pytest.raises(UserError, match='holds named tensors, and file has none; its keys are'):
-        state_dict_of(checkpoint, 'file')
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('prefix', ['', 'module.'])
-@pytest.mark.parametrize('build', [backbone, pspnet])
-def test_loading(build, prefix):
-    source, model = build(), build()
-    with torch.no_grad():
-        for parameter in source.parameters():
-            parameter.add_(1)
-    state_dict = {prefix + name: tensor for name, tensor in source.state_dict().items()}
-    load_strictly(model, dict(state_dict=state_dict), 'file')
-    assert_same_state(model, snapshot(source))
-
-
-def without(model: nn.Module, *prefixes: str) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(prefixes)}
-
-
-@pytest.mark.parametrize('model, weights, message', [
-    (lambda: backbone(), lambda: backbone(dict(TINY, width_factors=(0.25,) * 4)).state_dict(),
-     r'0 missing; 0 unexpected; \d+ other shape \(stem\.branch_3x3\.conv\.weight \(16, 3, 3, 3\) instead of \(8, 3'),
-    (lambda: backbone(), lambda: backbone(TINY_SE).state_dict(), r'0 missing; \d+ unexpected \(stem\.se_layer'),
-    (lambda: backbone(TINY_SE), lambda: backbone().state_dict(), r'\d+ missing \(stem\.se_layer'),
-    (lambda: backbone(), lambda: backbone(dict(TINY, depths=(1, 1, 4, 1))).state_dict(), r'missing \(stage_2\.1\.'),
-    (lambda: pspnet(), lambda: without(pspnet(), 'backbone.'), r'\d+ missing \(backbone\.stem\.'),
-    (lambda: pspnet(), lambda: without(pspnet(), 'decode_head.', 'auxiliary_head.'), r'\d+ missing \(decode_head\.'),
-    (lambda: pspnet(), lambda: backbone().state_dict(), r'\(0 of \d+ tensors do\): \d+ missing .*\d+ unexpected'),
-    (lambda: backbone(), lambda: pspnet().state_dict(), r'\(0 of \d+ tensors do\)'),
-    (lambda: backbone(), lambda: whole_model_convert(backbone()).state_dict(), r'is in deploy form: its branches were'),
-    (lambda: pspnet(), lambda: whole_model_convert(pspnet()).state_dict(), r'needs a checkpoint in training form'),
-    (lambda: backbone(deploy=True), lambda: backbone().state_dict(), r'needs a checkpoint in deploy form.*Convert it'),
-    (lambda: pspnet(deploy=True), lambda: pspnet().state_dict(), r'deploy=True needs .*file is in training form'),
-], ids=['width', 'se in file', 'se in model', 'depth', 'no backbone', 'no head', 'backbone alone', 'segmentor',
-        'deploy into training', 'deploy into training, whole', 'training into deploy', 'training into deploy, whole'])
-def test_weights_that_do_not_fit(model, weights, message):
-    target = model()
-    before = snapshot(target)
-    with pytest.raises(UserError, match=message):
-        load_strictly(target, weights(), 'file')
-    assert_same_state(target, before)
-
-
-def test_loading_into_a_model_whose_names_all_start_with_module():
-    source, target = nn.ModuleDict(dict(module=backbone())), nn.ModuleDict(dict(module=backbone(norm_eval=True)))
-    with torch.no_grad():
-        source.module.stem.branch_3x3.conv.weight.zero_()
-    load_strictly(target, source.state_dict(), 'file')
-    assert_same_state(target, snapshot(source))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from mmengine.model import is_model_wrapper
 
-from repvgg_mm.checkpoint import load_strictly, read_checkpoint
+from repvgg_mm.checkpoint import read_checkpoint
 from repvgg_mm.cli import add_checkpoint, add_launch, load_config, parser_with_config, run_tool
 from repvgg_mm.errors import UserError
 from repvgg_mm.runner import build_runner
+from repvgg_mm.weights import load_strictly
 
 
 def main() -> None:
