@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
@@ -86,27 +88,24 @@ class RepVGG(BaseModule):
             RepVGGBlock,
             norm=_norm_builder(norm_cfg),
             act=partial(build_activation_layer, dict(act_cfg)),
+            se_after_act=self.arch.se_after_act,
             with_cp=with_cp,
             deploy=deploy)
-        channels = self.arch.stem_channels
-        self.stem = block(in_channels, channels, stride=2, se_channels=self._se_channels(channels))
-        layer = 0
-        self.stages: list[str] = []
-        for stage in range(num_built):
-            out_channels = self.arch.stage_channels[stage]
-            blocks = nn.Sequential()
-            for i, dilation in enumerate(dilations[stage]):
-                layer += 1
-                blocks.append(block(
-                    channels, out_channels,
-                    stride=strides[stage] if i == 0 else 1,
-                    dilation=dilation,
-                    groups=self.arch.groups_of_layer(layer),
-                    identity=i > 0,
-                    se_channels=self._se_channels(out_channels)))
-                channels = out_channels
-            self.stages.append(f'stage_{stage + 1}')
-            self.add_module(self.stages[-1], blocks)
+        self.stages = [f'stage_{stage}' for stage in range(1, num_built + 1)]
+        strides, dilations = (2, *strides), [(1,), *dilations]  # from here on the stem is stage 0
+        for stage, shapes in groupby(self.arch.blocks(in_channels), attrgetter('stage')):
+            if stage > num_built:
+                break
+            blocks = [block(shape.in_channels, shape.out_channels,
+                            stride=strides[stage] if shape.index == 0 else 1,
+                            dilation=dilations[stage][shape.index],
+                            groups=shape.groups,
+                            identity=shape.identity,
+                            se_channels=shape.se_channels) for shape in shapes]
+            if stage == 0:
+                self.stem = blocks[0]
+            else:
+                self.add_module(self.stages[stage - 1], nn.Sequential(*blocks))
         self._freeze_stages()
 
     @property
@@ -138,9 +137,6 @@ class RepVGG(BaseModule):
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
-
-    def _se_channels(self, channels: int) -> int:
-        return channels // self.arch.se_ratio if self.arch.se_ratio else 0
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:

@@ -16,7 +16,7 @@ from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
 
 
 class SqueezeExcitation(nn.Module):
-    """x * sigmoid(expand(relu(reduce(mean of x over H and W)))), the SE of D2se (arXiv 1709.01507)."""
+    """x * sigmoid(expand(relu(reduce(mean of x over H and W)))), the SE of arXiv 1709.01507."""
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
@@ -39,6 +39,7 @@ class RepVGGBlock(nn.Module):
             channels and stride 1. An architecture decides this (every block but the first of a
             stage), not the stride that a segmentation config may change.
         se_channels: hidden channels of squeeze-and-excitation, 0 for none.
+        se_after_act: squeeze-and-excitation after the activation (RepVGGplus) rather than before it.
         norm: makes a branch's normalisation from its number of channels. Only a BatchNorm with
             running statistics can be fused.
         act: makes the activation.
@@ -64,6 +65,7 @@ class RepVGGBlock(nn.Module):
         padding_mode: str = 'zeros',
         identity: bool = False,
         se_channels: int = 0,
+        se_after_act: bool = False,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         act: Callable[[], nn.Module] = nn.ReLU,
         with_cp: bool = False,
@@ -75,6 +77,7 @@ class RepVGGBlock(nn.Module):
                 'An identity branch needs as many output as input channels and stride 1, got '
                 f'{in_channels} to {out_channels} channels and stride {stride}. Pass identity=False.')
         self.with_cp = with_cp
+        self.se_after_act = se_after_act
 
         def conv3x3(bias: bool) -> nn.Conv2d:
             return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation,
@@ -102,8 +105,9 @@ class RepVGGBlock(nn.Module):
                               context_fn=lambda: (nullcontext(), self._statistics_untouched()))
         return self._forward(x)
 
-    def _forward(self, x: Tensor) -> Tensor:          # N, C1, H, W
-        return self.act(self.se_layer(self.convolve(x)))  # N, C2, H', W'
+    def _forward(self, x: Tensor) -> Tensor:  # N, C1, H, W
+        x = self.convolve(x)                  # N, C2, H', W'
+        return self.se_layer(self.act(x)) if self.se_after_act else self.act(self.se_layer(x))
 
     def convolve(self, x: Tensor) -> Tensor:
         if self.deploy:
@@ -237,13 +241,18 @@ def _check_norm(name: str, norm: nn.Module) -> None:
         raise UserError(
             f'A RepVGG block fuses with running statistics, but {name} keeps none '
             f'(track_running_stats={norm.track_running_stats}). Build it with track_running_stats=True and train.')
-    if norm.running_var.is_meta:
+    check_statistics(name, norm.running_mean, norm.running_var)
+
+
+def check_statistics(name: str, mean: Tensor, var: Tensor) -> None:
+    """Raise UserError, naming the layer, if a running mean is not finite or a variance is no variance."""
+    if var.is_meta:
         return
-    bad = ~(norm.running_var >= 0) | ~norm.running_mean.isfinite() | norm.running_var.isinf()
+    bad = ~(var >= 0) | ~mean.isfinite() | var.isinf()
     if bad.any():
         channel = int(bad.nonzero()[0])
         raise UserError(
             f'Running statistics must be finite and variances not negative, but {name} has mean '
-            f'{norm.running_mean[channel]:.3g} and variance {norm.running_var[channel]:.3g} in channel {channel} '
+            f'{mean[channel]:.3g} and variance {var[channel]:.3g} in channel {channel} '
             f'({int(bad.sum())} of {bad.numel()} channels are wrong). Use an earlier checkpoint: training diverged '
             'or the file is damaged.')

@@ -15,7 +15,8 @@ from repvgg_mm.block import RepVGGBlock, branch_by_branch
 TINY = dict(depths=(1, 2, 4, 1), width_factors=(0.125, 0.125, 0.125, 0.125))
 TINY_GROUPED = dict(TINY, groups=2)
 TINY_SE = dict(TINY, se_ratio=4)
-TINY_ARCHS = dict(plain=TINY, grouped=TINY_GROUPED, se=TINY_SE)
+TINY_PSE = dict(TINY_SE, se_after_act=True)
+TINY_ARCHS = dict(plain=TINY, grouped=TINY_GROUPED, se=TINY_SE, pse=TINY_PSE)
 
 
 def randomise_norms(model: nn.Module, seed: int = 0) -> nn.Module:

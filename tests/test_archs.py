@@ -22,8 +22,9 @@ WIDTHS = {
     'B2': (64, 160, 320, 640, 2560),
     'B3': (64, 192, 384, 768, 2560),
     'D2se': (64, 160, 320, 640, 2560),
+    'L2pse': (64, 160, 320, 640, 2560),
 }
-DEPTHS = {'A': (2, 4, 14, 1), 'B': (4, 6, 16, 1), 'D': (8, 14, 24, 1)}
+DEPTHS = {'A': (2, 4, 14, 1), 'B': (4, 6, 16, 1), 'D': (8, 14, 24, 1), 'L': (8, 14, 24, 1)}
 
 # With the linear layer of 1000 classes, at 224x224: million parameters in training and deploy form, GMACs likewise.
 SIZES = {
@@ -45,10 +46,10 @@ SIZES = {
 
 
 def test_the_table_has_these_variants():
-    assert list(ARCHS) == list(SIZES)
+    assert list(ARCHS) == [*SIZES, 'L2pse']
 
 
-@pytest.mark.parametrize('name', SIZES)
+@pytest.mark.parametrize('name', ARCHS)
 def test_widths_and_depths(name):
     arch = get_arch(name)
     assert (arch.stem_channels, *arch.stage_channels) == WIDTHS[name.split('g')[0]]
@@ -70,6 +71,17 @@ def test_parameters_and_macs(name, deploy):
 
 
 @pytest.mark.parametrize('deploy', [False, True])
+def test_l2pse_is_d2se_with_larger_squeeze_and_excitation(deploy):
+    blocks = {64: 1, 160: 8, 320: 14, 640: 24, 2560: 1}  # channels: how many blocks have them
+    larger = sum(count * 2 * channels * (channels // 4) + count * (channels // 4) for channels, count in blocks.items())
+    smaller = sum(count * 2 * channels * (channels // 16) + count * (channels // 16)
+                  for channels, count in blocks.items())
+    with torch.device('meta'):
+        sizes = {name: sum(p.numel() for p in RepVGG(name, deploy=deploy).parameters()) for name in ('D2se', 'L2pse')}
+    assert sizes['L2pse'] - sizes['D2se'] == larger - smaller
+
+
+@pytest.mark.parametrize('deploy', [False, True])
 @pytest.mark.parametrize('name', ['B1g2', 'B2g4', 'B3g4', 'B3'])
 def test_every_second_layer_is_grouped(name, deploy):
     with torch.device('meta'):
@@ -88,7 +100,9 @@ def test_no_layer_past_26_is_grouped():
     assert [layer for layer in range(60) if arch.groups_of_layer(layer) != 1] == list(range(2, 27, 2))
 
 
-@pytest.mark.parametrize('name, hidden', [('D2se', {64: 4, 160: 10, 320: 20, 640: 40, 2560: 160}), ('B2', {})])
+@pytest.mark.parametrize('name, hidden', [
+    ('D2se', {64: 4, 160: 10, 320: 20, 640: 40, 2560: 160}), ('B2', {}),
+    ('L2pse', {64: 16, 160: 40, 320: 80, 640: 160, 2560: 640})])
 def test_hidden_channels_of_squeeze_and_excitation(name, hidden):
     with torch.device('meta'):
         blocks = [block for _, block in named_blocks(RepVGG(name))]
@@ -103,8 +117,13 @@ def test_arch_of_ones_own(kind):
     assert (arch.stem_channels, *arch.stage_channels, arch.se_ratio) == (32, 32, 128, 0)
 
 
+@pytest.mark.parametrize('written, name', [('RepVGG-A0', 'A0'), ('RepVGG-D2se', 'D2se'), ('RepVGGplus-L2pse', 'L2pse')])
+def test_names_as_the_papers_write_them(written, name):
+    assert get_arch(written) is ARCHS[name]
+
+
 def test_unknown_name():
-    with pytest.raises(UserError, match=r"must be one of A0, A1, .*, D2se, or a dict; got 'C1'\. For a net"):
+    with pytest.raises(UserError, match=r"must be one of A0, A1, .*, D2se, L2pse, or a dict; got 'C1'\. For a net"):
         get_arch('C1')
 
 
