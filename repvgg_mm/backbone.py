@@ -8,6 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .archs import get_arch
 from .block import RepVGGBlock, fuse_blocks
 from .errors import UserError
+from .pretrained import Fit, fit_to_backbone
 from .registry import register
 
 
@@ -43,6 +45,10 @@ class RepVGG(BaseModule):
         deploy: build the deploy form, to load a converted checkpoint into.
         pretrained: path or URL of weights, short for init_cfg=dict(type='Pretrained', checkpoint=...).
         init_cfg: initialisation as in every OpenMMLab model; torch's own without one.
+        partial_load: accept weights that cover a part of the backbone; the rest keeps its values.
+
+    Loading, by whatever route, takes official, mmpretrain's and timm's names, both forms and leading
+    prefixes (see `pretrained.fit_to_backbone`), and either fits completely or raises UserError.
 
     Raises:
         UserError: an argument that no RepVGG has, with what it may be.
@@ -63,6 +69,7 @@ class RepVGG(BaseModule):
         deploy: bool = False,
         pretrained: str | None = None,
         init_cfg: Mapping | list | None = None,
+        partial_load: bool = False,
     ) -> None:
         if pretrained is not None:
             if init_cfg is not None:
@@ -83,6 +90,8 @@ class RepVGG(BaseModule):
                             f'{tuple(out_indices)} needs), got {frozen_stages}. Choose one in that range.')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.norm_cfg = dict(norm_cfg)
+        self.partial_load = partial_load
 
         block = partial(
             RepVGGBlock,
@@ -128,6 +137,26 @@ class RepVGG(BaseModule):
             UserError: a block cannot be fused, named; the backbone is then unchanged.
         """
         fuse_blocks(self)
+
+    def init_weights(self) -> None:
+        try:
+            super().init_weights()
+        except AssertionError as error:  # mmengine's answer to a prefix that no name in the file has
+            raise UserError(f"init_cfg's prefix selects tensors of a file, and {error}: {self.init_cfg}. Leave prefix "
+                            'out: RepVGG finds itself in a file.') from None
+
+    def fit(self, checkpoint: Mapping) -> Fit:
+        """`fit_to_backbone` for this backbone."""
+        return fit_to_backbone(checkpoint, self.state_dict(), self.arch,
+                               eps=self.norm_cfg.get('eps', 1e-5), partial=self.partial_load)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        # torch's load_state_dict and mmengine's both pass here before they load the blocks.
+        own = {name: state_dict.pop(name) for name in list(state_dict) if name.startswith(prefix)}
+        tensors, summary = self.fit({name.removeprefix(prefix): value for name, value in own.items()})
+        state_dict.update({prefix + name: tensor for name, tensor in tensors.items()})
+        print_log(summary, logger='current')
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> RepVGG:
         super().train(mode)

@@ -17,8 +17,9 @@ from repvgg_mm.block import SqueezeExcitation, branch_by_branch, fuse_blocks
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 
-SHAPES = [dict(stride=stride, dilation=dilation, groups=groups, identity=identity, se_channels=se_channels)
-          for stride in (1, 2) for dilation in (1, 2, 4) for groups in (1, 2, 4) for se_channels in (0, 3)
+SHAPES = [dict(stride=stride, dilation=dilation, groups=groups, identity=identity, **se)
+          for stride in (1, 2) for dilation in (1, 2, 4) for groups in (1, 2, 4)
+          for se in (dict(se_channels=0), dict(se_channels=3), dict(se_channels=3, se_after_act=True))
           for identity in ((True, False) if stride == 1 else (False,))]
 
 
@@ -28,12 +29,14 @@ def name_of(options: dict) -> str:
 
 def expected_output(block: RepVGGBlock, x: Tensor) -> Tensor:
     out = written_out(block, x)
+    if block.se_after_act:
+        out = out.clamp(min=0)
     if isinstance(block.se_layer, SqueezeExcitation):
         reduce, expand = block.se_layer.conv1.conv, block.se_layer.conv2.conv
         hidden = F.linear(out.flatten(2).mean(2), reduce.weight.flatten(1), reduce.bias).clamp(min=0)  # N, C_hidden
         attention = 1 / (1 + torch.exp(-F.linear(hidden, expand.weight.flatten(1), expand.bias)))      # N, C
         out = out * attention[:, :, None, None]
-    return out.clamp(min=0)
+    return out if block.se_after_act else out.clamp(min=0)
 
 
 def gradients(out: Tensor, block: RepVGGBlock, x: Tensor) -> dict[str, Tensor]:

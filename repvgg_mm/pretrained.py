@@ -1,0 +1,195 @@
+"""Weights on their way into a RepVGG: any layout, either form, completely or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .archs import ARCHS, Arch, name_of
+from .block import check_statistics
+from .errors import UserError
+from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
+from .layouts import Weights, form_of, to_native
+
+WRAPPERS = ('state_dict', 'model', 'ema')
+NORM_TENSORS = ('weight', 'bias', 'running_mean', 'running_var')
+
+
+class Fit(NamedTuple):
+    """Weights that fit a backbone, and one line that says how they were found."""
+
+    tensors: dict[str, Tensor]
+    summary: str
+
+
+def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
+    """The named tensors in a checkpoint: those under `state_dict`, `model` or `ema`, in this order, or its own."""
+    for key in WRAPPERS:
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    return {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def fit_to_backbone(
+    checkpoint: Mapping, expected: Mapping[str, Tensor], arch: Arch, *, eps: float = 1e-5, partial: bool = False
+) -> Fit:
+    """The weights of `checkpoint` under the names and in the form of a backbone's state dict `expected`.
+
+    Training-form weights for a backbone in deploy form are fused as `RepVGGBlock.fuse` does it, with
+    the epsilon `eps` of the BatchNorms. Stages that the backbone does not have, and tensors that are
+    no RepVGG's, are set aside.
+
+    Args:
+        partial: allow missing tensors and other shapes; the values of `expected` then stay.
+
+    Raises:
+        UserError: no RepVGG, deploy-form weights for a training form, or not all tensors of the
+            backbone are there with its shapes.
+    """
+    found = to_native(unwrap(checkpoint))
+    form, expected_form = form_of(found.tensors), form_of(expected)
+    if form == 'deploy' and expected_form == 'training':
+        raise UserError(
+            'A RepVGG in training form needs weights in training form, and these are in deploy form: their branches '
+            'were fused and cannot be told apart again. Use the checkpoint they were converted from, or build the '
+            'model with backbone=dict(deploy=True).')
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    fuse = form == 'training' and expected_form == 'deploy'
+    if fuse:
+        shapes = _shapes_in_training_form(shapes)
+    tensors, differences = _coverage(found.tensors, shapes)
+    counts = f'{len(tensors)} of {len(shapes)} tensors'
+    if any(differences.values()) and not (partial and tensors):
+        raise UserError(f'RepVGG loads weights that cover it completely, and {counts} fit ({found.layout} layout): '
+                        f'{_described(differences)}. {_advice(found, arch)}')
+    form = f'{form} form, fused while loading' if fuse else f'{form} form'
+    summary = (f'RepVGG: {counts} loaded ({found.layout} layout, {form}): {_described(differences)}; '
+               f'{listed("set aside", found.others)}.')
+    if fuse:
+        tensors = fuse_state_dict(tensors, eps)
+    return Fit({name: tensors.get(name, tensor) for name, tensor in expected.items()}, summary)
+
+
+def fuse_state_dict(tensors: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
+    """The deploy form of a bare RepVGG's training-form weights; blocks that are not complete are left out.
+
+    Raises:
+        UserError: running statistics that are not finite, or negative variances.
+    """
+    fused = {name: tensor for name, tensor in tensors.items() if '.branch_' not in name}
+    for name in tensors:
+        block, part, _ = name.partition('.branch_3x3.conv.weight')
+        if part and set(_training_names(block)) <= set(tensors):
+            weight, bias = _fuse_block(block, tensors, eps)
+            fused |= {f'{block}.branch_reparam.weight': weight, f'{block}.branch_reparam.bias': bias}
+    return fused
+
+
+def guess_arch(tensors: Mapping[str, Tensor]) -> str | None:
+    """The variant that has the most kernels of the same name and shape, None if no variant has any."""
+    kernels = {(name, tuple(tensor.shape)) for name, tensor in tensors.items()
+               if name.endswith(('branch_3x3.conv.weight', 'branch_reparam.weight', 'se_layer.conv1.conv.weight'))}
+    part = 'branch_reparam.weight' if form_of(tensors) == 'deploy' else 'branch_3x3.conv.weight'
+    shared = {name: (len(kernels & _kernels(arch, part)), -len(_kernels(arch, part)))
+              for name, arch in ARCHS.items()}
+    best = max(shared, key=shared.get)
+    return best if shared[best][0] else None
+
+
+def listed(what: str, names: Sequence[str]) -> str:
+    """'3 missing (a, b, ...)', with at most the first three names."""
+    return f'{len(names)} {what}' + (f' ({", ".join([*names[:3], *["..."] * (len(names) > 3)])})' if names else '')
+
+
+def _coverage(
+    found: Mapping[str, Tensor], shapes: Mapping[str, tuple]
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """The tensors that have the names and shapes wanted, and what is missing, unexpected or of other shape.
+
+    Counters of batches may be there or not: old files have none, and fusing needs none.
+    """
+    stages = {name.split('.')[0] for name in shapes}
+
+    def counts(name: str) -> bool:
+        return not name.endswith('num_batches_tracked')
+
+    fitting = {name: tensor for name, tensor in found.items() if tuple(tensor.shape) == shapes.get(name)}
+    return fitting, dict(
+        missing=[name for name in shapes if name not in found and counts(name)],
+        unexpected=[name for name in found if name not in shapes and name.split('.')[0] in stages and counts(name)],
+        other_shape=[f'{name} {tuple(tensor.shape)} instead of {shapes[name]}'
+                     for name, tensor in found.items() if name in shapes and name not in fitting])
+
+
+def _described(differences: Mapping[str, list[str]]) -> str:
+    return ', '.join(listed(what.replace('_', ' '), names) for what, names in differences.items())
+
+
+def _advice(found: Weights, arch: Arch) -> str:
+    guess, model = guess_arch(found.tensors), name_of(arch)
+    if not found.tensors:
+        return ('There are no names of a RepVGG (official, mmpretrain or timm) among the '
+                f'{listed("names that are", found.others)}. Check which file this is; weights of a bare backbone go '
+                "into backbone.init_cfg=dict(type='Pretrained', checkpoint=...), not into load_from.")
+    if guess is None:
+        looks = f'These look like no known variant, the model is {model}. Build it with the arch of the weights'
+    elif guess == model:
+        looks = (f'These look like {guess} weights, which the model is too, but other inputs, some layers or half of '
+                 'the file. Get the whole file')
+    else:
+        looks = f'These look like {guess} weights, the model is {model}. Build it with arch={guess!r}, or get others'
+    return f'{looks}; to load only what fits, set backbone.partial_load=True.'
+
+
+def _kernels(arch: Arch, part: str) -> set[tuple[str, tuple[int, ...]]]:
+    kernels = set()
+    for block in arch.blocks():
+        name = 'stem' if block.stage == 0 else f'stage_{block.stage}.{block.index}'
+        kernels.add((f'{name}.{part}', (block.out_channels, block.in_channels // block.groups, 3, 3)))
+        if block.se_channels:
+            kernels.add((f'{name}.se_layer.conv1.conv.weight', (block.se_channels, block.out_channels, 1, 1)))
+    return kernels
+
+
+def _has_identity(block: str) -> bool:
+    return block != 'stem' and not block.endswith('.0')
+
+
+def _training_names(block: str) -> list[str]:
+    norms = ['branch_3x3.norm', 'branch_1x1.norm', *['branch_norm'] * _has_identity(block)]
+    return [f'{block}.branch_3x3.conv.weight', f'{block}.branch_1x1.conv.weight',
+            *(f'{block}.{norm}.{tensor}' for norm in norms for tensor in NORM_TENSORS)]
+
+
+def _shapes_in_training_form(shapes: Mapping[str, tuple]) -> dict[str, tuple]:
+    training = {}
+    for name, shape in shapes.items():
+        block, is_kernel, _ = name.partition('.branch_reparam.weight')
+        if is_kernel:
+            training |= dict.fromkeys(_training_names(block), shape[:1])  # right for all tensors of norms
+            training[f'{block}.branch_3x3.conv.weight'] = shape
+            training[f'{block}.branch_1x1.conv.weight'] = (*shape[:2], 1, 1)
+        elif '.branch_reparam.' not in name:
+            training[name] = shape
+    return training
+
+
+def _fuse_block(block: str, tensors: Mapping[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    weight = tensors[f'{block}.branch_3x3.conv.weight']
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+
+    def scale_shift(norm: str) -> ScaleShift:
+        gamma, beta, mean, var = (tensors[f'{block}.{norm}.{tensor}'].to(dtype) for tensor in NORM_TENSORS)
+        check_statistics(f'{block}.{norm}', mean, var)
+        return scale_shift_of_norm(mean, var, gamma, beta, eps)
+
+    kernel, bias = fuse_branches(
+        weight, scale_shift('branch_3x3.norm'),
+        tensors[f'{block}.branch_1x1.conv.weight'].to(dtype), scale_shift('branch_1x1.norm'),
+        scale_shift('branch_norm') if _has_identity(block) else None,
+        len(weight) // weight.shape[1] if _has_identity(block) else 1)
+    return kernel.to(weight.dtype), bias.to(weight.dtype)
