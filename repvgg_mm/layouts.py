@@ -130,4 +130,4 @@ def _layout(matches: Iterable[re.Match]) -> str:
     layouts = {LAYOUT_OF_PART[match['part']] for match in matches}
     if layouts == {'official'} and any('blocks.' in match.string for match in matches):
         return 'RepVGGplus'
-    return next((layout for layout in reversed(COLUMNS) if layout in layouts), 'none')
+    return next((layout for layout in reversed(COLUMNS) if layout in layouts), 'no')

@@ -62,7 +62,7 @@ def fit_to_backbone(
     if fuse:
         shapes = _shapes_in_training_form(shapes)
     tensors, differences = _coverage(found.tensors, shapes)
-    counts = f'{len(tensors)} of {len(shapes)} tensors'
+    counts = f'{sum(map(_is_weight, tensors))} of {sum(map(_is_weight, shapes))} tensors'
     if any(differences.values()) and not (partial and tensors):
         raise UserError(f'RepVGG loads weights that cover it completely, and {counts} fit ({found.layout} layout): '
                         f'{_described(differences)}. {_advice(found, arch)}')
@@ -113,16 +113,16 @@ def _coverage(
     Counters of batches may be there or not: old files have none, and fusing needs none.
     """
     stages = {name.split('.')[0] for name in shapes}
-
-    def counts(name: str) -> bool:
-        return not name.endswith('num_batches_tracked')
-
     fitting = {name: tensor for name, tensor in found.items() if tuple(tensor.shape) == shapes.get(name)}
     return fitting, dict(
-        missing=[name for name in shapes if name not in found and counts(name)],
-        unexpected=[name for name in found if name not in shapes and name.split('.')[0] in stages and counts(name)],
+        missing=[name for name in shapes if name not in found and _is_weight(name)],
+        unexpected=[name for name in found if name not in shapes and name.split('.')[0] in stages and _is_weight(name)],
         other_shape=[f'{name} {tuple(tensor.shape)} instead of {shapes[name]}'
                      for name, tensor in found.items() if name in shapes and name not in fitting])
+
+
+def _is_weight(name: str) -> bool:
+    return not name.endswith('num_batches_tracked')
 
 
 def _described(differences: Mapping[str, list[str]]) -> str:
@@ -132,9 +132,9 @@ def _described(differences: Mapping[str, list[str]]) -> str:
 def _advice(found: Weights, arch: Arch) -> str:
     guess, model = guess_arch(found.tensors), name_of(arch)
     if not found.tensors:
-        return ('There are no names of a RepVGG (official, mmpretrain or timm) among the '
-                f'{listed("names that are", found.others)}. Check which file this is; weights of a bare backbone go '
-                "into backbone.init_cfg=dict(type='Pretrained', checkpoint=...), not into load_from.")
+        return (f'Of {listed("other names there", found.others)} none is a RepVGG\'s (official, mmpretrain or timm). '
+                "Check which file this is; weights of a bare backbone belong into backbone.init_cfg=dict("
+                "type='Pretrained', checkpoint=...), those of a whole model into load_from.")
     if guess is None:
         looks = f'These look like no known variant, the model is {model}. Build it with the arch of the weights'
     elif guess == model:
