@@ -78,7 +78,8 @@ def test_there_and_back(layout, arch, deploy):
 
 
 def test_names_of_the_official_layout_written_out():
-    native = backbone(dict(depths=(1, 2), width_factors=(0.125, 0.125)), out_indices=(1,)).state_dict()
+    arch = dict(depths=(1, 2), width_factors=(0.125, 0.125))
+    native = backbone(arch, out_indices=(1,), strides=(2, 2), dilations=(1, 1)).state_dict()
     expected = [f'{block}.{part}' for block, parts in {
         'stage0': ('rbr_dense', 'rbr_1x1'), 'stage1.0': ('rbr_dense', 'rbr_1x1'), 'stage2.0': ('rbr_dense', 'rbr_1x1'),
         'stage2.1': ('rbr_dense', 'rbr_1x1', 'rbr_identity')}.items()
