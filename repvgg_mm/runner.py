@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import init_dist, is_distributed
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+from .checkpoint import atomic_path, read_checkpoint
 from .errors import UserError
+from .hooks import SeedEachStepHook
 
 REPVGG_TYPES = ('RepVGG', 'repvgg_mm.RepVGG')
 
@@ -29,6 +32,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     Without a GPU several processes talk through gloo and SyncBN becomes BN: neither nccl nor SyncBN
     runs on a CPU.
 
+    Its checkpoints are written atomically, and a resumed run continues as if it had not been interrupted.
+
     Raises:
         UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
             says it is.
@@ -37,7 +42,42 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         check_dataset(cfg, split)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _init_dist_on_cpu(cfg)
-    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+    runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    if 'train' in splits:
+        runner.register_hook(SeedEachStepHook())
+    return runner
+
+
+class AtomicLocalBackend(LocalBackend):
+    """MMEngine's local files, of which a reader sees the old content or the whole new one."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        with atomic_path(filepath) as temporary:
+            temporary.write_bytes(obj)
+
+
+def resume_latest(cfg: Config, *, trust: bool = False) -> str:
+    """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, with the seed of that run.
+
+    The latest is the one that `last_checkpoint` names or, if that one is not there, the newest
+    `iter_*.pth` or `epoch_*.pth`. Returns its path.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    latest = Path(find_latest_checkpoint(cfg.work_dir) or '')
+    if not latest.is_file():
+        written = sorted(Path(cfg.work_dir).glob('*_[0-9]*.pth'), key=lambda path: path.stat().st_mtime)
+        if not written:
+            raise UserError(f'--resume goes on from a checkpoint in the work dir, and {cfg.work_dir} has none. '
+                            'Check --work-dir, or start without --resume.')
+        latest = written[-1]
+    seed = (read_checkpoint(latest, trust=trust).get('meta') or {}).get('seed')
+    if seed is not None:
+        cfg.randomness = {'seed': seed, **cfg.get('randomness', {})}
+    cfg.load_from, cfg.resume = str(latest), True
+    return str(latest)
 
 
 def check_dataset(cfg: Config, split: str) -> None:

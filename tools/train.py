@@ -1,11 +1,10 @@
 """Train a model: python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp]"""
 
 import torch
-from mmengine.runner import find_latest_checkpoint
 
 from repvgg_mm.cli import add_launch, add_trust, load_config, parser_with_config, run_tool
 from repvgg_mm.errors import UserError
-from repvgg_mm.runner import build_runner
+from repvgg_mm.runner import build_runner, resume_latest
 
 
 def main() -> None:
@@ -16,10 +15,8 @@ def main() -> None:
     parser.add_argument('--amp', action='store_true', help='mixed precision')
     args = parser.parse_args()
     cfg = load_config(args)
-    cfg.resume = args.resume
-    if args.resume and find_latest_checkpoint(cfg.work_dir) is None:
-        raise UserError(f'--resume goes on from a checkpoint in the work dir, and {cfg.work_dir} has none. '
-                        'Check --work-dir, or start without --resume.')
+    if args.resume:
+        print(f'Resuming from {resume_latest(cfg, trust=args.trust_checkpoint)}')
     if args.amp:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU: mmengine's AmpOptimWrapper does not run on a CPU. Train without it.")
