@@ -25,6 +25,8 @@ setup(
     extras_require={
         'openmmlab': requirements('openmmlab'),
         'onedl': requirements('onedl'),
+        'openmmlab-classification': requirements('openmmlab_classification'),
+        'onedl-classification': requirements('onedl_classification'),
         'test': requirements('test'),
     },
 )

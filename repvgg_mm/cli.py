@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -74,8 +75,9 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'A config is a Python file, and {path} is missing. Those of this project are in configs/.')
     try:
         cfg = Config.fromfile(path)
-    except (SyntaxError, FileNotFoundError, OSError) as error:
-        raise UserError(f'{path} cannot be read as a config: {error}. Compare it with a file in configs/.') from None
+    except Exception as error:  # a config is a program of the user's
+        raise UserError(f'A config is Python that MMEngine can merge with its bases, and {path} is not '
+                        f'({type(error).__name__}: {error}). Compare it with a file in configs/.') from None
     if args.cfg_options is not None:
         try:
             cfg.merge_from_dict(args.cfg_options)
@@ -85,9 +87,20 @@ def load_config(args: argparse.Namespace) -> Config:
     if 'model' not in cfg:
         raise UserError(f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
                         'Give a config of configs/ rather than one of configs/_base_/.')
+    _import_toolbox(cfg.get('default_scope', 'mmengine'))
     use_safe_reader(trust=getattr(args, 'trust_checkpoint', False))
     if 'launcher' in args:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         cfg.launcher = args.launcher
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
     return cfg
+
+
+def _import_toolbox(scope: str) -> None:
+    try:
+        importlib.import_module(scope)
+        if scope != 'mmengine':
+            importlib.import_module(f'{scope}.models')
+    except ImportError as error:
+        raise UserError(f'The default_scope of this config is {scope}, which cannot be imported ({error}). Install it: '
+                        "the extras of repvgg_mm are listed under \"Set-up\" in the README.") from None

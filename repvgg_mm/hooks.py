@@ -45,6 +45,11 @@ class _SeededIterator:
         self.step += 1
         return next(self.batches)
 
+    def skip_iter(self, steps: int) -> None:
+        """What OneDL's loop resumes with. Batches are loaded and dropped: workers then draw what they drew before."""
+        for _ in range(steps):
+            next(self)
+
 
 def _seed(runner: Runner, step: int) -> None:
     set_random_seed(runner.seed + step, diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False))

@@ -86,7 +86,8 @@ def check_dataset(cfg: Config, split: str) -> None:
     while 'dataset' in dataset:  # RepeatDataset and its like
         dataset = dataset['dataset']
     root = Path(dataset.get('data_root') or '')
-    content = [*(dataset.get('data_prefix') or {}).values(), dataset.get('ann_file')]
+    prefix = dataset.get('data_prefix') or {}
+    content = [*(prefix.values() if isinstance(prefix, dict) else [prefix]), dataset.get('ann_file')]
     content = [path for path in content if isinstance(path, str) and path]
     missing = [path for path in content if not (root / path).exists()]
     if missing:

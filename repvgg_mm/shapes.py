@@ -47,6 +47,26 @@ def make_shapes(
     return root
 
 
+def make_shape_folders(
+    root: str | PathLike, num_train: int = 200, num_val: int = 40, size: int = 64, seed: int = 0
+) -> Path:
+    """Write `{train,val}/CLASS/*.jpg` as ImageNet has it: `num_train` and `num_val` images a class, one shape in each.
+
+    Images are (size, size). The same arguments write the same files.
+    """
+    root = Path(root)
+    rng = np.random.default_rng(seed)
+    for split, count in (('train', num_train), ('val', num_val)):
+        for label, name in enumerate(CLASSES[1:], 1):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                image = _background(rng, size)
+                _draw(rng, image, label)
+                cv2.imwrite(str(folder / f'{number:04d}.jpg'), image.clip(0, 255).astype(np.uint8))
+    return root
+
+
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """An image (size, size, 3), its class mask and its instance mask (size, size); 0 is background."""
     image = _background(rng, size)
@@ -54,12 +74,18 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndar
     instances = np.zeros((size, size), np.uint8)
     for instance in range(1, rng.integers(2, 5) + 1):
         label = int(rng.integers(1, len(CLASSES)))
-        inside = _shape(CLASSES[label], rng, size)
-        colour = rng.normal(COLOURS[label], 15)
-        image[inside] = colour + rng.normal(0, 10, (int(inside.sum()), 3))
+        inside = _draw(rng, image, label)
         mask[inside] = label
         instances[inside] = instance
     return image.clip(0, 255).astype(np.uint8), mask, instances
+
+
+def _draw(rng: np.random.Generator, image: np.ndarray, label: int) -> np.ndarray:
+    """Draw one shape into `image`; returns where it is, (size, size) of bool."""
+    inside = _shape(CLASSES[label], rng, len(image))
+    colour = rng.normal(COLOURS[label], 15)
+    image[inside] = colour + rng.normal(0, 10, (int(inside.sum()), 3))
+    return inside
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -12,14 +12,23 @@ ROOT = Path(__file__).parents[1]
 CONFIG = 'configs/pspnet_repvgg_a0_shapes.py'
 
 
-def run_tool(*command: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+def run_tool(
+    *command: object, check: bool = True, python: str | Path = sys.executable, **environment: str
+) -> subprocess.CompletedProcess:
     """`python COMMAND` with its output; an AssertionError shows that output if `check` and it failed."""
     result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [python, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={'OMP_NUM_THREADS': '1', **os.environ, **environment})
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
+
+
+def run_peer(*command: object, **options) -> subprocess.CompletedProcess:
+    """`run_tool` in the environment that has mmpretrain, timm and torchvision beside the packages of this one."""
+    python = Path(f'{sys.prefix}-peers') / 'bin' / 'python'
+    assert python.exists(), f'{python} is missing. Run: make peers'
+    return run_tool(*command, python=python, **options)
 
 
 def small_data(root: Path) -> list[str]:

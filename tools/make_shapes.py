@@ -1,15 +1,19 @@
-"""Write the generated dataset of the demo: python tools/make_shapes.py data/shapes"""
+"""Write the generated dataset of the demo: python tools/make_shapes.py data/shapes [--classification]"""
 
 import argparse
 
-from repvgg_mm.shapes import make_shapes
+from repvgg_mm.shapes import make_shape_folders, make_shapes
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', help='folder to write to')
-    parser.add_argument('--train', type=int, default=800, help='training images')
-    parser.add_argument('--val', type=int, default=80, help='validation images')
-    parser.add_argument('--size', type=int, default=96, help='side in pixels')
+    parser.add_argument('--classification', action='store_true',
+                        help='folders of images as ImageNet has them, instead of masks and boxes')
+    parser.add_argument('--train', type=int, help='training images (800), or those of each class (200)')
+    parser.add_argument('--val', type=int, help='validation images (80), or those of each class (40)')
+    parser.add_argument('--size', type=int, help='side in pixels (96, or 64)')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    print(make_shapes(args.root, args.train, args.val, args.size, args.seed))
+    options = dict(num_train=args.train, num_val=args.val, size=args.size, seed=args.seed)
+    make = make_shape_folders if args.classification else make_shapes
+    print(make(args.root, **{name: value for name, value in options.items() if value is not None}))
