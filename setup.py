@@ -21,7 +21,7 @@ setup(
     python_requires='>=3.10,<3.13',
     # Neither stack stands here: the two share their import names, and the wrong
     # one would overwrite a user's installation.
-    install_requires=['torch>=2.0', 'numpy'],
+    install_requires=['torch>=2.6', 'numpy', 'safetensors'],
     extras_require={
         'openmmlab': requirements('openmmlab'),
         'onedl': requirements('onedl'),

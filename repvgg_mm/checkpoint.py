@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code from them, written atomically."""
+"""Checkpoint files: read without running code from them and checked for damage, written atomically."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import os
 import pickle
 import re
 import tempfile
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import _process_mmcls_checkpoint
 
+from .download import HUBS, WEB, download, is_remote, local_path
 from .errors import UserError
+from .pickles import globals_of_file
+from .tensor_file import is_tensor_file, read_tensor_file, write_tensor_file
 
 
 def _statistic_of_history(owner: object, name: str) -> object:
@@ -27,43 +34,41 @@ def _statistic_of_history(owner: object, name: str) -> object:
     raise pickle.UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {owner!r}')
 
 
-# What mmengine's Runner writes beside tensors: log histories, as numpy arrays and scalars.
+# What mmengine's Runner writes beside tensors: log histories, as numpy arrays and scalars. The official RepVGG
+# checkpoints hold their config as a yacs node, read as the OrderedDict that torch can fill.
 _MULTIARRAY = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
 SAFE_GLOBALS = [
     HistoryBuffer, np.ndarray, np.dtype, *{type(np.dtype(kind)) for kind in 'bBhHiIlLqQefd?'},
     *((getattr(_MULTIARRAY, name), f'numpy.{core}.multiarray.{name}')
       for name in ('_reconstruct', 'scalar') for core in ('_core', 'core')),
-    (_statistic_of_history, 'builtins.getattr')]
+    (_statistic_of_history, 'builtins.getattr'), (OrderedDict, 'yacs.config.CfgNode')]
+_SAFE_NAMES = {entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
+               for entry in SAFE_GLOBALS}
+CHUNK = 1 << 20  # bytes
 
 
 def read_checkpoint(path: str | PathLike, map_location: str | torch.device = 'cpu', *, trust: bool = False) -> dict:
     """The dict in a checkpoint file, read with `weights_only=True` and mmengine's own types allowed.
 
     Args:
+        path: a file of torch or a `.safetensors` file (then `state_dict` and `meta`); or its URL or hub
+            name (`openmmlab://...`), from which it is downloaded once.
         trust: unpickle whatever the file contains, which can run any code in it.
 
     Raises:
         UserError: there is no such file, it is damaged or no checkpoint, or it needs a global that
             is not on the list.
     """
+    if is_remote(path):
+        return _read_remote(path, map_location, trust)
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f'A checkpoint is a file, and {path} is {"a folder" if path.is_dir() else "missing"}. '
                         'Check the path; training writes checkpoints to its --work-dir.')
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        refused = _refused_global(error)
-        if refused is None:
-            raise _not_a_checkpoint(path, error) from None
-        raise UserError(
-            f'Reading a checkpoint runs no code from it, and {path} asks for {refused}, which mmengine does not write. '
-            'If you trust where the file comes from, read it with --trust-checkpoint.') from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError,
-            UnicodeDecodeError, AssertionError, OverflowError) as error:
-        # What torch.load raises for damaged files depends on where the damage is.
-        raise _not_a_checkpoint(path, error) from None
+        checkpoint = _read_file(path, map_location, trust)
+    except Exception as error:  # what torch and safetensors raise for damaged files depends on where the damage is
+        raise _refusal(path, error) from None
     if not isinstance(checkpoint, Mapping):
         raise UserError(f'A checkpoint is a dict of tensors, and {path} holds a {type(checkpoint).__name__}. '
                         'Save model.state_dict() rather than the model.')
@@ -71,21 +76,35 @@ def read_checkpoint(path: str | PathLike, map_location: str | torch.device = 'cp
 
 
 def use_safe_reader(trust: bool = False) -> None:
-    """Let mmengine's Runner read local files (`load_from`, `--resume`) through `read_checkpoint`."""
-    CheckpointLoader.register_scheme(
-        prefixes='', loader=lambda filename, map_location=None: read_checkpoint(filename, map_location, trust=trust),
-        force=True)
+    """Let mmengine's Runner read everything (`load_from`, `--resume`, `init_cfg`) through `read_checkpoint`.
+
+    Schemes of mmengine that `read_checkpoint` does not know (`s3://`) are refused, or left as they are with `trust`.
+    """
+    def load_from_read_checkpoint(filename: str, map_location: str | torch.device | None = None) -> dict:
+        return read_checkpoint(filename, map_location, trust=trust)
+
+    known = [prefix for prefix in CheckpointLoader._schemes if not trust or prefix in ('', *WEB, *HUBS)]
+    CheckpointLoader.register_scheme(known, load_from_read_checkpoint, force=True)
 
 
 def write_checkpoint(path: str | PathLike, checkpoint: Mapping) -> None:
-    """`torch.save` to `path`, which afterwards is the old file or the whole new one."""
+    """Write to `path`, which afterwards is the old file or the whole new one. A name in .safetensors chooses the format.
+
+    Raises:
+        UserError: it cannot be written, or safetensors has no place for what is in the checkpoint.
+    """
     with atomic_path(path) as temporary:
-        torch.save(checkpoint, temporary)
+        if Path(path).suffix == '.safetensors':
+            write_tensor_file(temporary, checkpoint)
+        else:
+            torch.save(checkpoint, temporary)
 
 
 @contextmanager
 def atomic_path(path: str | PathLike) -> Iterator[Path]:
     """A temporary path in the folder of `path`, renamed to `path` if the body succeeds and removed if not.
+
+    A killed process can leave the temporary file `.NAME.xxxxxxxx`, which nothing takes for `path`.
 
     Raises:
         UserError: the folder cannot be written to or is full.
@@ -102,6 +121,7 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
                 os.fsync(written.fileno())
             temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -114,12 +134,92 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
 
 
 def sha256_of(path: str | PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    """Of a file, or of the downloaded file of a URL or hub name."""
+    digest = hashlib.sha256()
+    with open(local_path(path), 'rb') as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _refused_global(error: pickle.UnpicklingError) -> str | None:
-    found = re.search(r'(?:Unsupported global: GLOBAL|Unsupported class|unsupported GLOBAL) ([\w.]*\w)', str(error))
+def _read_remote(source: str, map_location: str | torch.device | None, trust: bool) -> dict:
+    path, fresh = download(source)
+    try:
+        checkpoint = read_checkpoint(path, map_location, trust=trust)
+    except UserError:
+        if fresh:
+            path.unlink(missing_ok=True)  # or the next call would take it for a good one
+        raise
+    return _process_mmcls_checkpoint(checkpoint) if source.startswith('mmcls://') else checkpoint
+
+
+def _read_file(path: Path, map_location: str | torch.device | None, trust: bool) -> object:
+    with open(path, 'rb') as file:
+        if _is_zip(file):
+            _verify_records(file)
+        elif path.suffix == '.safetensors' or is_tensor_file(path):
+            return read_tensor_file(path, map_location if isinstance(map_location, (str, torch.device)) else 'cpu')
+        file.seek(0)
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(file, map_location=map_location, weights_only=not trust)
+
+
+def _is_zip(file: BinaryIO) -> bool:
+    """By the first bytes, as torch decides."""
+    file.seek(0)
+    return file.read(4) == b'PK\x03\x04'
+
+
+def _verify_records(file: BinaryIO) -> None:
+    """Compare every record with its CRC32, at which torch.load does not look.
+
+    A CRC of 0 is no checksum: torch.serialization.set_crc32_options(False) writes that.
+
+    Raises:
+        BadZipFile and others: the archive is damaged.
+    """
+    with zipfile.ZipFile(file) as archive:
+        for record in archive.infolist():
+            with archive.open(record) as content:
+                while record.CRC and content.read(CHUNK):
+                    pass
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    """Why a file was not read: code in it, a kind that has to be unpickled, or damage."""
+    message = str(error)
+    if 'TorchScript' in message:
+        return UserError(f'A checkpoint is a dict of tensors, and {path} is a TorchScript archive, a program. '
+                         'Save model.state_dict() of the model that it was made from.')
+    asked = [name] if (name := _refused_global(message)) else _unsafe_globals(path, error)
+    if asked:
+        return UserError(
+            f'Reading a checkpoint runs no code from it, and {path} asks for {", ".join(asked[:3])}, which mmengine '
+            'does not write. If you trust where the file comes from, read it with --trust-checkpoint.')
+    if '.tar format' in message:
+        return UserError(f'Reading a checkpoint runs no code from it, and {path} is a tar archive of torch before 0.2, '
+                         'which can only be read by running what is in it. If you trust where the file comes from, '
+                         'read it with --trust-checkpoint.')
+    return _not_a_checkpoint(path, error)
+
+
+def _refused_global(message: str) -> str | None:
+    found = re.search(r'(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]*\w)', message)
+    found = found or re.search(r"(?:unrecognized function|but got) <\S+ '?([\w.]+)", message)
     return found and found[1]
+
+
+def _unsafe_globals(path: Path, error: Exception) -> list[str]:
+    """What the pickle in a file asks for if its reader stopped before it came to that."""
+    if not isinstance(error, (pickle.UnpicklingError, RuntimeError)):
+        return []
+    with open(path, 'rb') as file:
+        try:
+            names = globals_of_file(file)
+        except Exception:  # a damaged archive
+            return []
+    safe = _SAFE_NAMES | set(torch._weights_only_unpickler._get_allowed_globals())
+    return [name for name in names if name not in safe and re.fullmatch(r'[\w.]+', name)]
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> UserError:
@@ -132,6 +232,15 @@ def _cannot_write(path: Path, error: Exception) -> UserError:
     reason = str(error).strip().split('\n')[0][:200]
     return UserError(f'{path} could not be written ({reason}); nothing was left there. '
                      'Free space or choose a folder that you can write to.')
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name of a file survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -15,13 +15,14 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .block import branch_by_branch, named_blocks
-from .checkpoint import atomic_path, read_checkpoint, sha256_of
+from .checkpoint import atomic_path, read_checkpoint, sha256_of, write_checkpoint
 from .compare import compare_models
 from .convert import whole_model_convert
 from .errors import UserError
+from .layouts import form_of
 from .measure import count_macs, count_parameters, interleaved_latency
 from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
-from .weights import form_of, load_strictly, state_dict_of
+from .weights import load_strictly, state_dict_of
 
 TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
 DEFAULT_SHAPE = (512, 512)
@@ -126,13 +127,18 @@ def report(conversion: Conversion) -> str:
     return '\n'.join(lines)
 
 
-def write_deploy(conversion: Conversion, folder: Path) -> None:
-    """Write `deploy.pth` and `deploy.py`; either both files are the new ones or nothing has changed."""
+def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth') -> Path:
+    """Write `deploy.SUFFIX` and `deploy.py`; either both files are the new ones or nothing has changed.
+
+    Returns the path of the weights.
+    """
     existed = folder.exists()
+    path = folder / f'deploy.{suffix}'
     try:
-        with atomic_path(folder / 'deploy.pth') as weights, atomic_path(folder / 'deploy.py') as config:
-            torch.save(dict(meta=conversion.meta, state_dict=conversion.deploy.state_dict()), weights)
+        with atomic_path(folder / 'deploy.py') as config:
             config.write_text(conversion.config.pretty_text)
+            write_checkpoint(path, dict(meta=conversion.meta, state_dict=conversion.deploy.state_dict()))
+        return path
     except BaseException:
         if not existed and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()

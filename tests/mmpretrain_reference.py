@@ -24,7 +24,8 @@ def make(arch, folder):
 def check(arch, folder):
     found = {}
     for path in folder.glob('ours-*.pth'):
-        model = RepVGG(arch, out_indices=(0, 1, 2, 3), deploy=path.stem == 'ours-deploy').eval()
+        model = RepVGG(arch, out_indices=(0, 1, 2, 3), deploy=path.stem == 'ours-deploy')
+        model.eval()
         model.load_state_dict(torch.load(path, weights_only=True), strict=True)
         found[path.stem] = model(torch.load(folder / 'theirs.pth', weights_only=True)['image'])
     torch.save(found, folder / 'checked.pth')

@@ -20,7 +20,8 @@ def randomise(model):
             module.running_var.uniform_(0.05, 2)
             module.weight.uniform_(0.3, 1.3)
             module.bias.uniform_(-0.5, 0.5)
-    return model.eval()
+    model.eval()  # mmpretrain's returns None
+    return model
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ def main() -> None:
     parser = parser_with_config('Fuse every RepVGG block of a trained model, prove it, write checkpoint and config.')
     add_checkpoint(parser)
     parser.add_argument('--out', required=True, help='folder for deploy.pth and deploy.py')
+    parser.add_argument('--format', choices=['pth', 'safetensors'], default='pth', help='of the weights')
     parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
                         help='size of the input on which both forms are compared; from the config by default')
@@ -19,9 +20,8 @@ def main() -> None:
     cfg = load_config(args)
     conversion = convert_checkpoint(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
     print(report(conversion))
-    write_deploy(conversion, out)
-    print(f'Wrote {out / "deploy.pth"} and {out / "deploy.py"}. Next:\n'
-          f'  python tools/test.py {out / "deploy.py"} {out / "deploy.pth"}')
+    weights = write_deploy(conversion, out, args.format)
+    print(f'Wrote {weights} and {out / "deploy.py"}. Next:\n  python tools/test.py {out / "deploy.py"} {weights}')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,64 @@
+"""What a pickle asks for, read from its opcodes: nothing is unpickled."""
+
+from __future__ import annotations
+
+import pickletools
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+MEMO = ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE')
+GET = ('GET', 'BINGET', 'LONG_BINGET')
+MAX_PICKLES = 5  # of torch's format before 1.6: magic number, version, system, the object, keys of its storages
+
+
+def globals_of_file(file: BinaryIO) -> list[str]:
+    """Names of the globals that unpickling a checkpoint file would look up, in their order, each once.
+
+    `file` is in torch's zip format (TorchScript archives too), its older format, its tar format, or a
+    plain pickle. A damaged pickle is read as far as it goes.
+    """
+    found = (name for pickled in _pickles_of(file) for name in globals_of_pickle(pickled))
+    return list(dict.fromkeys(found))
+
+
+def globals_of_pickle(file: BinaryIO) -> Iterator[str]:
+    """Names of the globals in the pickle at the file's position, which is then behind it."""
+    recent: list[object] = []  # what the last opcodes pushed; only strings matter
+    memo: dict[int, object] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name in ('GLOBAL', 'INST'):
+                yield argument.replace(' ', '.')
+            elif opcode.name == 'STACK_GLOBAL':
+                yield '.'.join(str(part) for part in recent[-2:])
+            elif opcode.name.startswith('EXT'):
+                yield f'copyreg.extension_{argument}'
+            if opcode.name in MEMO:
+                memo[len(memo) if argument is None else argument] = recent[-1] if recent else None
+            else:
+                recent = [*recent[-1:], memo.get(argument) if opcode.name in GET else argument]
+    except (ValueError, UnicodeDecodeError):
+        pass  # damaged, or no pickle
+
+
+def _pickles_of(file: BinaryIO) -> Iterator[BinaryIO]:
+    file.seek(0)
+    if file.read(4) == b'PK\x03\x04':
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                if name.endswith('.pkl'):
+                    with archive.open(name) as pickled:
+                        yield pickled
+        return
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode='r:') as archive:
+            for member in archive:
+                if member.name in ('storages', 'tensors', 'pickle'):
+                    yield archive.extractfile(member)
+    except tarfile.TarError:
+        file.seek(0)
+        for _ in range(MAX_PICKLES):
+            yield file
