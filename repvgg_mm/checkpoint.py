@@ -191,7 +191,7 @@ def _refusal(path: Path, error: Exception) -> UserError:
     if 'TorchScript' in message:
         return UserError(f'A checkpoint is a dict of tensors, and {path} is a TorchScript archive, a program. '
                          'Save model.state_dict() of the model that it was made from.')
-    asked = [name] if (name := _refused_global(message)) else _unsafe_globals(path, error)
+    asked = _refused_globals(path, message) if isinstance(error, (pickle.UnpicklingError, RuntimeError)) else []
     if asked:
         return UserError(
             f'Reading a checkpoint runs no code from it, and {path} asks for {", ".join(asked[:3])}, which mmengine '
@@ -203,23 +203,15 @@ def _refusal(path: Path, error: Exception) -> UserError:
     return _not_a_checkpoint(path, error)
 
 
-def _refused_global(message: str) -> str | None:
-    found = re.search(r'(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]*\w)', message)
-    found = found or re.search(r"(?:unrecognized function|but got) <\S+ '?([\w.]+)", message)
-    return found and found[1]
-
-
-def _unsafe_globals(path: Path, error: Exception) -> list[str]:
-    """What the pickle in a file asks for if its reader stopped before it came to that."""
-    if not isinstance(error, (pickle.UnpicklingError, RuntimeError)):
-        return []
+def _refused_globals(path: Path, message: str) -> list[str]:
+    """What the pickle in a file asks for beyond the safe list; or, from that list, what torch's message refuses."""
     with open(path, 'rb') as file:
         try:
-            names = globals_of_file(file)
+            names = [name for name in globals_of_file(file) if re.fullmatch(r'[\w.]+', name)]
         except Exception:  # a damaged archive
             return []
     safe = _SAFE_NAMES | set(torch._weights_only_unpickler._get_allowed_globals())
-    return [name for name in names if name not in safe and re.fullmatch(r'[\w.]+', name)]
+    return [name for name in names if name not in safe] or [name for name in names if f'GLOBAL {name} ' in message]
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> UserError:

@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_flatten_with_path
 
 import repvgg_mm
 from repvgg_mm.archs import get_arch
@@ -79,6 +80,12 @@ def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
     assert list(after) == list(before)
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def leaves(tree: object) -> tuple[list, list]:
+    """Where the leaves of nested dicts, lists and tuples are, and the leaves."""
+    found, _ = tree_flatten_with_path(tree)
+    return [place for place, _ in found], [value for _, value in found]
 
 
 def backbone(arch: str | dict = TINY, **options) -> nn.Module:

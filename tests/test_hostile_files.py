@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, backbone
-from test_resume import leaves
+from helpers import TINY, backbone, leaves
 from tool_runs import derived_config, iterations, run_tool, small_data
 from torch import nn
 
@@ -96,10 +95,10 @@ def weights() -> dict[str, torch.Tensor]:
 # How a file is written, what is in it, given the file that it would create, and what the message names.
 PAYLOADS = {
     'os.system': (save_zip, lambda ran: dict(state_dict=weights(), evil=touch(ran)), 'posix.system'),
-    'eval': (save_zip, lambda ran: dict(evil=Calls(eval, f'open({str(ran)!r}, "w")')), 'builtins.eval'),
-    'exec': (save_zip, lambda ran: dict(evil=Calls(exec, f'open({str(ran)!r}, "w")')), 'builtins.exec'),
+    'eval': (save_zip, lambda ran: dict(evil=Calls(eval, f'open({str(ran)!r}, "w")')), 'eval'),
+    'exec': (save_zip, lambda ran: dict(evil=Calls(exec, f'open({str(ran)!r}, "w")')), 'exec'),
     'Popen': (save_zip, lambda ran: dict(evil=Calls(subprocess.Popen, ['touch', str(ran)])), 'subprocess.Popen'),
-    'open': (save_zip, lambda ran: dict(evil=Calls(open, str(ran), 'w')), 'io.open'),
+    'open': (save_zip, lambda ran: dict(evil=Calls(open, str(ran), 'w')), 'open'),
     'message hub': (save_zip, lambda ran: dict(state_dict=weights(), message_hub=dict(
         log_scalars={'train/loss': touch(ran)})), 'posix.system'),
     'optimizer': (save_zip, lambda ran: dict(state_dict=weights(), optimizer=dict(
@@ -107,11 +106,12 @@ PAYLOADS = {
     'meta': (save_zip, lambda ran: dict(state_dict=weights(), meta=dict(seed=touch(ran))), 'posix.system'),
     'key': (save_zip, lambda ran: {'state_dict': weights(), (1, touch(ran)): 1}, 'posix.system'),
     'attribute chain': (save_zip, lambda ran: dict(evil=Calls(
-        getattr(operator.methodcaller('touch'), '__call__'), Path(ran))), 'builtins.getattr'),
+        operator.methodcaller('touch').__call__, Path(ran))), 'pathlib'),
     'BUILD': (save_zip, lambda ran: dict(evil=ActsOnState(str(ran))), 'ActsOnState'),
     'pickled module': (save_zip, lambda ran: ActsAsModule(str(ran)), 'ActsAsModule'),
-    'object array': (save_zip, lambda ran: dict(meta=np.array([touch(ran)], dtype=object)), 'posix.system'),
-    'INST opcode': (save_bytes, lambda ran: f"(dp0\nS'evil'\n(S'touch {ran}'\niposix\nsystem\ns.".encode(), 'posix.system'),
+    'object array': (save_zip, lambda ran: dict(meta=np.array([touch(ran)], dtype=object)), 'ObjectDType'),
+    'INST opcode': (save_bytes, lambda ran: f"(dp0\nS'evil'\n(S'touch {ran}'\niposix\nsystem\ns.".encode(),
+                    'posix.system'),
     'older format': (save_legacy, lambda ran: dict(state_dict=weights(), evil=touch(ran)), 'posix.system'),
     'plain pickle': (save_pickle, lambda ran: dict(evil=touch(ran)), 'posix.system'),
     'tar format': (save_tar, lambda ran: touch(ran), 'posix.system'),
@@ -196,7 +196,8 @@ def test_no_tool_executes_what_is_in_a_file(hostile, config, tmp_path, tool):
     results = json.loads(output.rpartition('RESULTS')[2])
     assert len(results) == len(PAYLOADS)
     for (name, (path, ran)), result in zip(hostile.items(), results, strict=True):
-        assert f'{path.name} ' in result and PAYLOADS[name][2] in result and '--trust-checkpoint' in result, (name, result)
+        for part in (f'{path.name} asks for ', PAYLOADS[name][2], '--trust-checkpoint'):
+            assert part in result, (name, result)
         assert 'Traceback' not in result and not ran.exists(), (name, result)
     assert not list(tmp_path.rglob('*.pth')) and not list(tmp_path.rglob('deploy.py'))
 
@@ -208,8 +209,11 @@ def checkpoint() -> dict:
     return dict(meta=dict(epoch=3, classes=['disk', 'ring']), state_dict=dict(model.state_dict()))
 
 
-FORMATS = {'zip.pth': save_zip, 'legacy.pth': save_legacy, 'tensors.safetensors': lambda content, path: write_checkpoint(
-    path, content)}
+def save_tensor_file(content: object, path: Path) -> None:
+    write_checkpoint(path, content)
+
+
+FORMATS = {'zip.pth': save_zip, 'legacy.pth': save_legacy, 'tensors.safetensors': save_tensor_file}
 
 
 def same(first: object, second: object) -> bool:

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY, retinanet_config
+from helpers import TINY, leaves, retinanet_config
 from tool_runs import ROOT, derived_config, iterations, run_tool, small_data
-from torch.utils._pytree import tree_flatten_with_path
 
 from repvgg_mm import read_checkpoint
 from repvgg_mm.shapes import make_shapes
@@ -72,11 +71,6 @@ def assert_equal(first: Path, second: Path) -> None:
                 assert value == other, (key, place)
 
 
-def leaves(tree: object) -> tuple[list, list]:
-    found, _ = tree_flatten_with_path(tree)
-    return [place for place, _ in found], [value for _, value in found]
-
-
 def train_and_resume(config: Path, folder: Path, saved: str, last: str, *flags: object) -> None:
     """Train to `last`; go on from `saved` in a work dir that holds nothing later; both ends must be equal."""
     whole, resumed = folder / 'whole', folder / 'resumed'
@@ -104,7 +98,8 @@ def test_batches_loaded_by_workers_and_averaged_weights(shapes, tmp_path):
     train_and_resume(
         small_segmentor(tmp_path, "dict(type='EMAHook')"), tmp_path, 'iter_4.pth', 'iter_8.pth',
         '--cfg-options', *small_data(shapes), *steps_with_validation(), 'train_dataloader.num_workers=2',
-        'train_dataloader.persistent_workers=True', 'randomness.seed=3', 'randomness.diff_rank_seed=True')
+        'train_dataloader.persistent_workers=True', 'randomness.seed=3',
+        'randomness.diff_rank_seed=True')
 
 
 def test_epochs_of_a_detector(shapes, tmp_path):
