@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import tarfile
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -88,7 +89,7 @@ def use_safe_reader(trust: bool = False) -> None:
 
 
 def write_checkpoint(path: str | PathLike, checkpoint: Mapping) -> None:
-    """Write to `path`, which afterwards is the old file or the whole new one. A name in .safetensors chooses the format.
+    """Write to `path`, which afterwards is the old file or the whole new one; its suffix may be .safetensors.
 
     Raises:
         UserError: it cannot be written, or safetensors has no place for what is in the checkpoint.
@@ -196,7 +197,7 @@ def _refusal(path: Path, error: Exception) -> UserError:
         return UserError(
             f'Reading a checkpoint runs no code from it, and {path} asks for {", ".join(asked[:3])}, which mmengine '
             'does not write. If you trust where the file comes from, read it with --trust-checkpoint.')
-    if '.tar format' in message:
+    if '.tar format' in message and not _starts_with_zeros(path):
         return UserError(f'Reading a checkpoint runs no code from it, and {path} is a tar archive of torch before 0.2, '
                          'which can only be read by running what is in it. If you trust where the file comes from, '
                          'read it with --trust-checkpoint.')
@@ -212,6 +213,12 @@ def _refused_globals(path: Path, message: str) -> list[str]:
             return []
     safe = _SAFE_NAMES | set(torch._weights_only_unpickler._get_allowed_globals())
     return [name for name in names if name not in safe] or [name for name in names if f'GLOBAL {name} ' in message]
+
+
+def _starts_with_zeros(path: Path) -> bool:
+    """As a file does of which only the size was written; it passes for a tar archive without members."""
+    with open(path, 'rb') as file:
+        return not file.read(tarfile.BLOCKSIZE).strip(b'\0')
 
 
 def _not_a_checkpoint(path: Path, error: Exception) -> UserError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickletools
 import tarfile
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -30,9 +31,9 @@ def globals_of_pickle(file: BinaryIO) -> Iterator[str]:
     try:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name in ('GLOBAL', 'INST'):
-                yield argument.replace(' ', '.')
+                yield _todays_name(*argument.split(' ', 1))
             elif opcode.name == 'STACK_GLOBAL':
-                yield '.'.join(str(part) for part in recent[-2:])
+                yield _todays_name(*map(str, recent[-2:]))
             elif opcode.name.startswith('EXT'):
                 yield f'copyreg.extension_{argument}'
             if opcode.name in MEMO:
@@ -41,6 +42,12 @@ def globals_of_pickle(file: BinaryIO) -> Iterator[str]:
                 recent = [*recent[-1:], memo.get(argument) if opcode.name in GET else argument]
     except (ValueError, UnicodeDecodeError):
         pass  # damaged, or no pickle
+
+
+def _todays_name(module: str = '', name: str = '') -> str:
+    """Pickles up to protocol 2 name globals as Python 2 did: `__builtin__.eval`, `commands.Popen`."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f'{module}.{name}'
 
 
 def _pickles_of(file: BinaryIO) -> Iterator[BinaryIO]:

@@ -95,8 +95,8 @@ def weights() -> dict[str, torch.Tensor]:
 # How a file is written, what is in it, given the file that it would create, and what the message names.
 PAYLOADS = {
     'os.system': (save_zip, lambda ran: dict(state_dict=weights(), evil=touch(ran)), 'posix.system'),
-    'eval': (save_zip, lambda ran: dict(evil=Calls(eval, f'open({str(ran)!r}, "w")')), 'eval'),
-    'exec': (save_zip, lambda ran: dict(evil=Calls(exec, f'open({str(ran)!r}, "w")')), 'exec'),
+    'eval': (save_zip, lambda ran: dict(evil=Calls(eval, f'open({str(ran)!r}, "w")')), 'builtins.eval'),
+    'exec': (save_zip, lambda ran: dict(evil=Calls(exec, f'open({str(ran)!r}, "w")')), 'builtins.exec'),
     'Popen': (save_zip, lambda ran: dict(evil=Calls(subprocess.Popen, ['touch', str(ran)])), 'subprocess.Popen'),
     'open': (save_zip, lambda ran: dict(evil=Calls(open, str(ran), 'w')), 'open'),
     'message hub': (save_zip, lambda ran: dict(state_dict=weights(), message_hub=dict(
@@ -109,7 +109,7 @@ PAYLOADS = {
         operator.methodcaller('touch').__call__, Path(ran))), 'pathlib'),
     'BUILD': (save_zip, lambda ran: dict(evil=ActsOnState(str(ran))), 'ActsOnState'),
     'pickled module': (save_zip, lambda ran: ActsAsModule(str(ran)), 'ActsAsModule'),
-    'object array': (save_zip, lambda ran: dict(meta=np.array([touch(ran)], dtype=object)), 'ObjectDType'),
+    'object array': (save_zip, lambda ran: dict(meta=np.array([touch(ran)], dtype=object)), 'posix.system'),
     'INST opcode': (save_bytes, lambda ran: f"(dp0\nS'evil'\n(S'touch {ran}'\niposix\nsystem\ns.".encode(),
                     'posix.system'),
     'older format': (save_legacy, lambda ran: dict(state_dict=weights(), evil=touch(ran)), 'posix.system'),
