@@ -9,8 +9,8 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from .errors import UserError
@@ -51,10 +51,7 @@ def write_tensor_file(path: str | PathLike, checkpoint: Mapping) -> None:
     state_dict, meta = _parts(checkpoint)
     tensors = _without_shared_memory(state_dict)
     metadata = dict(format='pt', meta=meta, sha256=checksum(tensors, meta))
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
+    Path(path).write_bytes(save(tensors, metadata))  # save_file would leave temporary files of its own
 
 
 def checksum(tensors: Mapping[str, Tensor], meta: str) -> str:
