@@ -17,7 +17,7 @@ from repvgg_mm import compare_models, fast_dilations, whole_model_convert
 from repvgg_mm.block import named_blocks
 from repvgg_mm.runner import build_model, deploy_config, replace_sync_bn
 
-CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('pspnet_*.py'))  # the others: test_classification.py
 
 pytestmark = pytest.mark.stack
 
@@ -55,7 +55,7 @@ def test_trains_a_step_and_converts(name):
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in deploy.state_dict().items()}
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', sorted(path.name for path in (ROOT / 'configs').glob('*.py')))
 def test_opens_with_purpose_recipe_expectation_and_command(name):
     comments = []
     for line in (ROOT / 'configs' / name).read_text().splitlines():
@@ -114,7 +114,7 @@ def test_weights_are_named_where_the_recipe_finetunes():
 
 
 def test_every_base_is_used():
-    used = {Path(line.split("'")[i]).name for name in CONFIGS
-            for line in (ROOT / 'configs' / name).read_text().splitlines() if '_base_/' in line for i in (1, 3)
+    used = {Path(line.split("'")[i]).name for path in (ROOT / 'configs').glob('*.py')
+            for line in path.read_text().splitlines() if '_base_/' in line for i in (1, 3)
             if i < len(line.split("'"))}
     assert {path.name for path in (ROOT / 'configs' / '_base_').rglob('*.py')} == used

@@ -17,7 +17,7 @@ def test_every_file_it_names_exists():
     named = set(re.findall(rf'(?:{folders})/[\w./]+\.(?:py|sh|md|png|txt)', README))
     assert len(named) > 10
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
-    configs = set(re.findall(r'`(pspnet_\w+\.py)`', README))
+    configs = set(re.findall(r'`((?:pspnet|classify)_\w+\.py)`', README))
     assert configs == {path.name for path in (ROOT / 'configs').glob('*.py')}
 
 
@@ -29,7 +29,7 @@ def test_every_make_target_it_names_exists():
 
 
 def test_every_flag_it_names_is_known():
-    usage = ''.join(run_tool(f'tools/{name}.py', '--help').stdout for name in ('train', 'test', 'convert_whole'))
+    usage = ''.join(run_tool(f'tools/{name}.py', '--help').stdout for name in ('train', 'test', 'convert_whole', 'convert_weights', 'make_shapes'))
     flags = set(re.findall(r'(?<![\w-])--(?!no-build)[a-z][a-z-]+', README))
     assert {flag for flag in flags if flag not in usage} == set()
 

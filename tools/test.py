@@ -13,7 +13,7 @@ def main() -> None:
     parser = parser_with_config('Evaluate a segmentor or detector on its test set.')
     add_checkpoint(parser)
     add_launch(parser)
-    parser.add_argument('--out', help='folder (segmentation) or .pkl file (detection) for the predictions')
+    parser.add_argument('--out', help='folder (masks of a segmentor) or .pkl file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions on the screen')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
@@ -39,12 +39,15 @@ def main() -> None:
 
 
 def save_predictions(cfg, out: str) -> None:
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
     if out.endswith('.pkl'):
-        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
-        cfg.test_evaluator = [*evaluators, dict(type='mmdet.DumpDetResults', out_file_path=out)]
+        dump = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'mmengine.DumpResults'
+        cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
+    elif [evaluator.type for evaluator in evaluators] == ['IoUMetric']:
+        evaluators[0].update(output_dir=out, keep_results=True)
     else:
-        cfg.test_evaluator['output_dir'] = out
-        cfg.test_evaluator['keep_results'] = True
+        raise UserError(f'A folder receives the masks of IoUMetric, and this config evaluates with '
+                        f'{", ".join(evaluator.type for evaluator in evaluators)}. Give --out a name in .pkl.')
 
 
 def use_test_time_augmentation(cfg) -> None:
