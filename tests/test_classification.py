@@ -11,9 +11,11 @@ import pytest
 import torch
 from helpers import pspnet_config
 from mmengine.registry import MODELS
+from mmengine.runner import CheckpointLoader
 from tool_runs import run_peer, run_tool
 
 from repvgg_mm import read_checkpoint
+from repvgg_mm.checkpoint import use_safe_reader
 from repvgg_mm.shapes import CLASSES, make_shape_folders
 
 pytestmark = pytest.mark.stack
@@ -46,7 +48,8 @@ def accuracy(output: str) -> float:
 
 def test_both_forms_have_the_same_accuracy(trained, folders, tmp_path):
     before = run_peer('tools/test.py', CONFIG, trained, '--work-dir', tmp_path / 'a', *small(folders))
-    run_peer('tools/convert_whole.py', CONFIG, trained, '--out', tmp_path / 'deploy', '--shape', 32, 32, *small(folders))
+    run_peer('tools/convert_whole.py', CONFIG, trained, '--out', tmp_path / 'deploy', '--shape', 32, 32,
+             *small(folders))
     after = run_peer('tools/test.py', tmp_path / 'deploy' / 'deploy.py', tmp_path / 'deploy' / 'deploy.pth',
                      '--work-dir', tmp_path / 'b', '--out', tmp_path / 'predictions.pkl')
     assert accuracy(before.stdout + before.stderr) == accuracy(after.stdout + after.stderr)
@@ -57,10 +60,12 @@ def test_both_forms_have_the_same_accuracy(trained, folders, tmp_path):
 def test_its_weights_start_a_segmentor(trained, prefix):
     model = MODELS.build(pspnet_config('A0', init_cfg=dict(type='Pretrained', checkpoint=str(trained), **prefix)))
     saved = read_checkpoint(trained)['state_dict']
-    with torch.serialization.safe_globals([]):  # mmengine's own reader cannot read a Runner's file
-        from repvgg_mm.checkpoint import use_safe_reader
-        use_safe_reader()
+    schemes = dict(CheckpointLoader._schemes)
+    use_safe_reader()  # as every tool does; mmengine 0.10.7's own reader cannot read a Runner's file
+    try:
         model.init_weights()
+    finally:
+        CheckpointLoader._schemes = schemes
     tensors = model.backbone.state_dict()
     assert len(tensors) > 300
     torch.testing.assert_close(
