@@ -137,8 +137,10 @@ def test_names_that_no_hub_has(source, message):
 def test_a_tool_takes_an_address(server, tmp_path):
     folder, address = server
     torch.save(backbone('A0').state_dict(), folder / 'a0.pth')
+    home = str(tmp_path / 'home')
     result = run_tool('tools/convert_weights.py', f'{address}/a0.pth', tmp_path / 'timm.pth', '-a', 'A0', '--to', 'timm',
-                      TORCH_HOME=str(tmp_path / 'home'))
+                      TORCH_HOME=home)
     assert 'native layout, training form, to timm layout' in result.stdout
-    result = run_tool('tools/convert_weights.py', f'{address}/none.pth', tmp_path / 'none.pth', '-a', 'A0', check=False)
+    result = run_tool('tools/convert_weights.py', f'{address}/none.pth', tmp_path / 'none.pth', '-a', 'A0',
+                      check=False, TORCH_HOME=home)
     assert result.returncode == 1 and 'Traceback' not in result.stderr and not (tmp_path / 'none.pth').exists()
