@@ -70,7 +70,8 @@ def test_a_file_is_downloaded_once(server, downloads):
 def test_every_route_of_mmengine(server, downloads, safe_reader, monkeypatch, route):
     folder, address = server
     source, target = backbone(), RepVGG(TINY, norm_eval=True)
-    torch.save(dict(state_dict=source.state_dict(), meta=dict(epoch=1)), folder / 'a.pth')
+    tensors = {f'backbone.{name}': tensor for name, tensor in source.state_dict().items()}
+    torch.save(dict(state_dict=tensors, meta=dict(epoch=1)), folder / 'a.pth')
     monkeypatch.setitem(HUBS, 'mmcls://', lambda: {'tiny': f'{address}/a.pth'})
     if route == 'load_checkpoint':
         load_checkpoint(target, f'{address}/a.pth')
@@ -138,8 +139,8 @@ def test_a_tool_takes_an_address(server, tmp_path):
     folder, address = server
     torch.save(backbone('A0').state_dict(), folder / 'a0.pth')
     home = str(tmp_path / 'home')
-    result = run_tool('tools/convert_weights.py', f'{address}/a0.pth', tmp_path / 'timm.pth', '-a', 'A0', '--to', 'timm',
-                      TORCH_HOME=home)
+    result = run_tool('tools/convert_weights.py', f'{address}/a0.pth', tmp_path / 'timm.pth', '-a', 'A0',
+                      '--to', 'timm', TORCH_HOME=home)
     assert 'native layout, training form, to timm layout' in result.stdout
     result = run_tool('tools/convert_weights.py', f'{address}/none.pth', tmp_path / 'none.pth', '-a', 'A0',
                       check=False, TORCH_HOME=home)
