@@ -24,6 +24,7 @@ HUBS = {
     'mmcls://': mmengine_checkpoint.get_mmcls_models,
     'torchvision://': mmengine_checkpoint.get_torchvision_models,
     'modelzoo://': mmengine_checkpoint.get_torchvision_models}
+SCHEMES = (*WEB, *HUBS)
 
 
 def is_remote(source: object) -> bool:
@@ -86,12 +87,16 @@ def _address(source: str) -> str:
     if scheme in WEB:
         return source
     if scheme not in HUBS:
-        raise UserError(f'A checkpoint is a path or has an address that starts with {", ".join([*WEB, *HUBS])}, and '
+        raise UserError(f'A checkpoint is a path or has an address that starts with {", ".join(SCHEMES)}, and '
                         f'{source} has another. Download the file and give its path.')
     name = source.removeprefix(scheme)
     if HUBS[scheme] is mmengine_checkpoint.get_external_models:
         name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
-    addresses = {key: address for key, address in HUBS[scheme]().items() if address}
+    try:
+        addresses = {key: address for key, address in HUBS[scheme]().items() if address}
+    except ImportError as error:
+        raise UserError(f'{scheme} takes its addresses from {error.name}, which is not installed. '
+                        f'Install it (pip install {error.name}), or give a URL or a path.') from None
     if name not in addresses:
         alike = difflib.get_close_matches(name, addresses, 3, 0.3)
         raise UserError(f'{scheme} knows {len(addresses)} names, and {name!r} is none of them. '

@@ -172,8 +172,8 @@ def damaged(kind: str, checkpoint: Path, converted: Path, folder: Path) -> Path:
     ('missing', 'is missing'),
     ('truncated', 'cannot be read as a checkpoint'),
     ('no checkpoint', 'cannot be read as a checkpoint'),
-    ('other arch', '1 missing (backbone.stage_3.13.branch_3x3.conv.weight)'),
-    ('without backbone', 'missing (backbone.stem.branch_3x3.conv.weight, '),
+    ('other arch', '1 missing (stage_3.13.branch_3x3.conv.weight)'),
+    ('without backbone', 'missing (stem.branch_3x3.conv.weight, '),
     ('deploy form', 'is in deploy form already'),
     ('diverged', 'backbone.stage_2.1: Running statistics must be finite'),
 ])
@@ -234,12 +234,28 @@ def test_resume_without_checkpoint(shapes, tmp_path):
     assert_refused(result, 'goes on from a checkpoint')
 
 
-def test_test_tool_refuses_the_other_form(converted, checkpoint, shapes, tmp_path):
+def test_the_test_tool_fuses_a_training_form_and_refuses_to_take_a_deploy_form_apart(
+    converted, checkpoint, shapes, tmp_path
+):
     wrong = run_tool('tools/test.py', CONFIG, converted / 'deploy.pth', '--work-dir', tmp_path, '--cfg-options',
                      *small_data(shapes), check=False)
     assert_refused(wrong, 'cannot be told apart again')
-    wrong = run_tool('tools/test.py', converted / 'deploy.py', checkpoint, '--work-dir', tmp_path, check=False)
-    assert_refused(wrong, 'tools/convert_whole.py')
+    fused = run_tool('tools/test.py', converted / 'deploy.py', checkpoint, '--work-dir', tmp_path / 'fused')
+    assert 'native layout, training form, fused while loading' in fused.stdout
+    run_tool('tools/test.py', converted / 'deploy.py', converted / 'deploy.pth', '--work-dir', tmp_path / 'deploy')
+    assert metric(tmp_path / 'fused') == metric(tmp_path / 'deploy')
+
+
+def test_safetensors(ema_config, checkpoint, shapes, tmp_path):
+    out = tmp_path / 'deploy'
+    result = run_tool('tools/convert_whole.py', ema_config, checkpoint, '--out', out, '--shape', 64, 64, '--format',
+                      'safetensors', '--cfg-options', *small_data(shapes))
+    assert f'tools/test.py {out / "deploy.py"} {out / "deploy.safetensors"}' in result.stdout
+    assert sorted(path.name for path in out.iterdir()) == ['deploy.py', 'deploy.safetensors']
+    saved = read_checkpoint(out / 'deploy.safetensors')
+    assert saved['meta']['form'] == 'deploy' and saved['meta']['dataset_meta']['classes'][0] == 'background'
+    run_tool('tools/test.py', out / 'deploy.py', out / 'deploy.safetensors', '--work-dir', tmp_path / 'test')
+    assert 0 <= metric(tmp_path / 'test') <= 100
 
 
 def test_demo(tmp_path):
