@@ -1,11 +1,17 @@
-"""What lets an interrupted training run end like one that was not."""
+"""What lets an interrupted training run go on safely and end like one that was not interrupted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
+from mmengine.dataset import worker_init_fn
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner, set_random_seed
+from torch.utils.data import DataLoader
+
+SEEDS = 1 << 32  # numpy's generator takes a seed below it
 
 
 class SeedEachStepHook(Hook):
@@ -13,12 +19,12 @@ class SeedEachStepHook(Hook):
 
     A Runner's checkpoint holds its seed but no generator's state. With this hook the generators are
     seeded with seed + step before every batch of an iteration-based loop, those that resuming skips
-    included, and before every epoch of an epoch-based one. What a step draws (dropout, augmentations
-    in the main process) then depends neither on validation runs nor on where training was resumed;
-    MMEngine itself seeds worker processes and samplers by the seed.
+    included, and before every epoch of an epoch-based one, whose worker processes start anew. What a
+    step draws (dropout, augmentations) then depends neither on validation runs nor on where training
+    was resumed; MMEngine itself seeds samplers, and the workers of an iteration-based loop, by the seed.
 
     Resumed and uninterrupted runs end in equal weights on the same machine, with the same number of
-    processes and workers and deterministic kernels.
+    processes and workers and deterministic kernels; an epoch-based one from the end of an epoch.
     """
 
     priority = 'VERY_HIGH'
@@ -29,6 +35,18 @@ class SeedEachStepHook(Hook):
             loop.dataloader_iterator = _SeededIterator(loop.dataloader_iterator, runner)
         else:
             _seed(runner, runner.epoch)
+            _restart_workers(loop.dataloader, runner)
+
+
+class IgnoreSavedConfigHook(Hook):
+    """Keeps MMEngine from running the config in a checkpoint, as it does when it resumes.
+
+    It would look for a count of GPUs (`gpu_ids`) there, which MMEngine does not write.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if isinstance(checkpoint.get('meta'), dict):
+            checkpoint['meta'].pop('config', None)
 
 
 class _SeededIterator:
@@ -52,4 +70,16 @@ class _SeededIterator:
 
 
 def _seed(runner: Runner, step: int) -> None:
-    set_random_seed(runner.seed + step, diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False))
+    set_random_seed((runner.seed + step) % SEEDS, diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False))
+
+
+def _restart_workers(dataloader: DataLoader, runner: Runner) -> None:
+    """Persistent workers would go on drawing where they stopped, those of a resumed run begin.
+
+    MMEngine seeds a worker with seed + its number among the workers of all processes; another epoch gets other seeds.
+    """
+    start = dataloader.worker_init_fn
+    if isinstance(start, partial) and start.func is worker_init_fn:
+        workers = dataloader.num_workers * get_world_size()
+        dataloader.worker_init_fn = partial(start, seed=(runner.seed + runner.epoch * workers) % SEEDS)
+    dataloader._iterator = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch import nn
 
 from .checkpoint import atomic_path, read_checkpoint
 from .errors import UserError
-from .hooks import SeedEachStepHook
+from .hooks import IgnoreSavedConfigHook, SeedEachStepHook
 
+SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
+RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoint that training can go on from
 REPVGG_TYPES = ('RepVGG', 'repvgg_mm.RepVGG')
 
 
@@ -46,38 +49,73 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     if 'train' in splits:
         runner.register_hook(SeedEachStepHook())
+        runner.register_hook(IgnoreSavedConfigHook())
     return runner
 
 
 class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, of which a reader sees the old content or the whole new one."""
+    """MMEngine's local files, of which a reader sees the old content or the whole new one.
+
+    A checkpoint is removed when the next file has been written: MMEngine's CheckpointHook asks for it
+    before, and a kill would then leave none with `max_keep_ckpts=1`.
+    """
+
+    _outdated: set[Path] = set()  # MMEngine makes a backend for every use
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         with atomic_path(filepath) as temporary:
             temporary.write_bytes(obj)
+        self._outdated.discard(Path(filepath))
+        while self._outdated:
+            self._outdated.pop().unlink(missing_ok=True)
+
+    def remove(self, filepath: str | Path) -> None:
+        if Path(filepath).suffix == '.pth':
+            self._outdated.add(Path(filepath))
+        else:
+            super().remove(filepath)
 
 
 def resume_latest(cfg: Config, *, trust: bool = False) -> str:
-    """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, with the seed of that run.
+    """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, see `resume_from`.
 
     The latest is the one that `last_checkpoint` names or, if that one is not there, the newest
     `iter_*.pth` or `epoch_*.pth`. Returns its path.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none, or training cannot go on from it.
     """
     latest = Path(find_latest_checkpoint(cfg.work_dir) or '')
     if not latest.is_file():
-        written = sorted(Path(cfg.work_dir).glob('*_[0-9]*.pth'), key=lambda path: path.stat().st_mtime)
+        written = [path for path in Path(cfg.work_dir).glob('*.pth') if SAVED_STEP.fullmatch(path.name)]
         if not written:
             raise UserError(f'--resume goes on from a checkpoint in the work dir, and {cfg.work_dir} has none. '
                             'Check --work-dir, or start without --resume.')
-        latest = written[-1]
-    seed = (read_checkpoint(latest, trust=trust).get('meta') or {}).get('seed')
-    if seed is not None:
-        cfg.randomness = {'seed': seed, **cfg.get('randomness', {})}
-    cfg.load_from, cfg.resume = str(latest), True
+        latest = max(written, key=lambda path: path.stat().st_mtime)
+    resume_from(cfg, str(latest), trust=trust)
     return str(latest)
+
+
+def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
+    """Let the Runner of `cfg` continue from a checkpoint, with the seed of that run unless the config sets one.
+
+    Raises:
+        UserError: it cannot be read, or it is not a Runner's.
+    """
+    checkpoint = read_checkpoint(path, trust=trust)
+    missing = [part for part in RUN_PARTS if not isinstance(checkpoint.get(part), dict)]
+    if missing:
+        raise UserError(f'Training goes on from a checkpoint of a whole run, and {path} has no {", ".join(missing)}. '
+                        'To start from its weights, train without --resume and with --cfg-options load_from=FILE.')
+    meta = {'seed': None, **checkpoint['meta']}
+    for name in ('epoch', 'iter', 'seed'):
+        if not isinstance(meta.get(name), int) and (name, meta.get(name)) != ('seed', None):
+            raise UserError(f'A run is counted in whole numbers, and {path} has the {name} {meta.get(name)!r}. '
+                            'Go on from another checkpoint, or start without --resume.')
+    randomness = dict(cfg.get('randomness') or {})
+    if randomness.get('seed') is None and meta['seed'] is not None:
+        cfg.randomness = {**randomness, 'seed': meta['seed']}
+    cfg.load_from, cfg.resume = path, True
 
 
 def check_dataset(cfg: Config, split: str) -> None:

@@ -36,10 +36,11 @@ def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
         UserError: deploy-form weights for a training form, other architecture, missing or unexpected
             tensors; the model is then unchanged.
     """
+    weights = state_dict_of(checkpoint, source)
     prefix = _wrapper_prefix(model.state_dict())
     expected = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
     try:
-        state_dict = _fit_backbones(model, state_dict_of(checkpoint, source), prefix)
+        state_dict = _fit_backbones(model, weights, prefix)
     except UserError as error:
         raise UserError(f'{source}: {error}') from None
     missing = [name for name in expected if name not in state_dict]
@@ -52,7 +53,7 @@ def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
             f'({len(expected) - len(missing) - len(shapes)} of {len(expected)} tensors do): '
             f'{listed("missing", missing)}; {listed("unexpected", unexpected)}; {listed("of other shape", shapes)}. '
             'Use the config that the checkpoint was trained with: the same arch, head and number of classes.')
-    model.load_state_dict({prefix + name: tensor for name, tensor in state_dict.items()}, strict=True)
+    model.load_state_dict({prefix + name: tensor for name, tensor in weights.items()}, strict=True)
 
 
 def _fit_backbones(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -13,9 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY, leaves, retinanet_config
+from mmengine.config import Config
 from tool_runs import ROOT, derived_config, iterations, run_tool, small_data
 
 from repvgg_mm import read_checkpoint
+from repvgg_mm.checkpoint import write_checkpoint
+from repvgg_mm.errors import UserError
+from repvgg_mm.runner import AtomicLocalBackend, resume_latest
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack
@@ -36,14 +41,15 @@ param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=8, b
 """)
 
 
-def detector(folder: Path, shapes: Path) -> Path:
+def detector(folder: Path, shapes: Path, workers: int) -> Path:
     path = folder / 'detector.py'
     path.write_text(f"""
 custom_imports = dict(imports=['repvgg_mm'])
 default_scope = 'mmdet'
 model = {retinanet_config()}
 train_dataloader = dict(
-    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_size=2, num_workers={workers}, persistent_workers={workers > 0},
+    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='CocoDataset', data_root='{shapes}', ann_file='annotations/train.json',
         data_prefix=dict(img='images/train'), metainfo=dict(classes=('disk', 'ring', 'square')),
@@ -52,6 +58,7 @@ train_dataloader = dict(
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9))
 param_scheduler = [dict(type='MultiStepLR', milestones=[3], by_epoch=True)]
+randomness = dict(seed=None)
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))
 """)
     return path
@@ -102,14 +109,15 @@ def test_batches_loaded_by_workers_and_averaged_weights(shapes, tmp_path):
         'randomness.diff_rank_seed=True')
 
 
-def test_epochs_of_a_detector(shapes, tmp_path):
-    train_and_resume(detector(tmp_path, shapes), tmp_path, 'epoch_2.pth', 'epoch_4.pth')
+@pytest.mark.parametrize('workers', [0, 2])
+def test_epochs_of_a_detector(workers, shapes, tmp_path):
+    train_and_resume(detector(tmp_path, shapes, workers), tmp_path, 'epoch_2.pth', 'epoch_4.pth')
 
 
 def test_killed_at_any_moment_every_checkpoint_is_whole_and_training_goes_on(shapes, tmp_path):
     config, work_dir, rng = small_segmentor(tmp_path), tmp_path / 'work', random.Random(0)
     flags = ['--work-dir', work_dir, '--cfg-options', *small_data(shapes), *iterations(100_000, save_every=1),
-             'default_hooks.checkpoint.max_keep_ckpts=2']
+             'default_hooks.checkpoint.max_keep_ckpts=1']
     newest = 0
     for kill in range(3):
         process = subprocess.Popen(
@@ -132,13 +140,74 @@ def steps(work_dir: Path) -> int:
     return max((int(path.stem.split('_')[1]) for path in work_dir.glob('iter_*.pth')), default=0)
 
 
-@pytest.mark.parametrize('named', ['', 'iter_9.pth'])
-def test_the_newest_file_is_taken_if_last_checkpoint_names_none(named, shapes, tmp_path):
-    config, flags = small_segmentor(tmp_path), ['--cfg-options', *small_data(shapes), *iterations(2, save_every=1)]
-    run_tool('tools/train.py', config, '--work-dir', tmp_path / 'work', *flags)
-    (tmp_path / 'work' / 'last_checkpoint').write_text(named and str(tmp_path / 'work' / named))
-    output = run_tool('tools/train.py', config, '--work-dir', tmp_path / 'work', '--resume', *flags).stdout
-    assert f'Resuming from {tmp_path / "work" / "iter_2.pth"}' in output
+def test_the_checkpoint_before_stays_until_the_new_one_is_written(tmp_path):
+    """mmengine's CheckpointHook removes the oldest one first, with max_keep_ckpts=1 the only one."""
+    first, second, other = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth', tmp_path / 'other.txt'
+    for path in (first, other):
+        AtomicLocalBackend().put(b'whole', path)
+        AtomicLocalBackend().remove(path)
+    assert first.exists() and not other.exists()
+    with pytest.raises(TypeError):
+        AtomicLocalBackend().put('no bytes', second)
+    assert list(tmp_path.iterdir()) == [first]
+    AtomicLocalBackend().put(b'whole', second)
+    assert list(tmp_path.iterdir()) == [second]
+    AtomicLocalBackend().remove(second)
+    AtomicLocalBackend().put(b'written anew', second)
+    assert second.read_bytes() == b'written anew'
+
+
+def checkpoint(path: Path, without: str = '', **meta: object) -> Path:
+    """What a Runner's checkpoint must hold to be resumed, at `path`."""
+    parts = dict(meta=dict(dict(epoch=0, iter=2, seed=5), **meta), state_dict={}, message_hub={}, optimizer={})
+    parts.pop(without, None)
+    write_checkpoint(path, parts)
+    return path
+
+
+@pytest.mark.parametrize('named', [None, '', 'iter_9.pth', 'iter_', '\0\0'])
+def test_the_newest_file_is_taken_if_last_checkpoint_names_none(named, tmp_path):
+    for moment, name in enumerate(['iter_10.pth', 'iter_2.pth', 'best_mIoU_iter_4.pth', 'iter_2_deploy.pth']):
+        os.utime(checkpoint(tmp_path / name), (moment, moment))
+    if named is not None:
+        (tmp_path / 'last_checkpoint').write_text(named and str(tmp_path / named))
+    assert resume_latest(Config(dict(work_dir=str(tmp_path)))) == str(tmp_path / 'iter_2.pth')
+
+
+@pytest.mark.parametrize('set_to, expected', [
+    (None, dict(seed=5)), (dict(seed=None, deterministic=True), dict(seed=5, deterministic=True)),
+    (dict(seed=7), dict(seed=7)), (dict(seed=0), dict(seed=0))])
+def test_the_seed_of_the_run_is_taken_unless_the_config_sets_one(set_to, expected, tmp_path):
+    checkpoint(tmp_path / 'iter_2.pth')
+    cfg = Config(dict(work_dir=str(tmp_path), **({} if set_to is None else dict(randomness=set_to))))
+    resume_latest(cfg)
+    assert cfg.randomness == expected and cfg.resume and cfg.load_from == str(tmp_path / 'iter_2.pth')
+
+
+@pytest.mark.parametrize('without', ['meta', 'state_dict', 'message_hub', 'optimizer'])
+def test_weights_alone_are_no_run_to_go_on_with(without, tmp_path):
+    checkpoint(tmp_path / 'iter_2.pth', without)
+    with pytest.raises(UserError, match=f'iter_2.pth has no {without}.*load_from'):
+        resume_latest(Config(dict(work_dir=str(tmp_path))))
+
+
+@pytest.mark.parametrize('meta', [dict(iter='2'), dict(epoch=None), dict(seed='x')])
+def test_counters_and_seed_are_whole_numbers(meta, tmp_path):
+    checkpoint(tmp_path / 'iter_2.pth', **meta)
+    with pytest.raises(UserError, match=f"iter_2.pth has the {next(iter(meta))} "):
+        resume_latest(Config(dict(work_dir=str(tmp_path))))
+
+
+def test_the_config_in_a_checkpoint_is_not_run(shapes, tmp_path):
+    """mmengine's Runner runs it as Python when it resumes."""
+    config, work_dir, ran = small_segmentor(tmp_path), tmp_path / 'work', tmp_path / 'ran'
+    flags = ['--work-dir', work_dir, '--cfg-options', *small_data(shapes)]
+    run_tool('tools/train.py', config, *flags, *iterations(1))
+    content = read_checkpoint(work_dir / 'iter_1.pth')
+    content['meta']['config'] = f'open({str(ran)!r}, "w").close()'
+    write_checkpoint(work_dir / 'iter_1.pth', content)
+    run_tool('tools/train.py', config, '--resume', *flags, *iterations(2))
+    assert (work_dir / 'iter_2.pth').exists() and not ran.exists()
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

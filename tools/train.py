@@ -4,7 +4,7 @@ import torch
 
 from repvgg_mm.cli import add_launch, add_trust, load_config, parser_with_config, run_tool
 from repvgg_mm.errors import UserError
-from repvgg_mm.runner import build_runner, resume_latest
+from repvgg_mm.runner import build_runner, resume_from, resume_latest
 
 
 def main() -> None:
@@ -17,6 +17,8 @@ def main() -> None:
     cfg = load_config(args)
     if args.resume:
         print(f'Resuming from {resume_latest(cfg, trust=args.trust_checkpoint)}')
+    elif cfg.get('resume') and cfg.get('load_from'):
+        resume_from(cfg, cfg.load_from, trust=args.trust_checkpoint)
     if args.amp:
         if not torch.cuda.is_available():
             raise UserError("--amp needs a GPU: mmengine's AmpOptimWrapper does not run on a CPU. Train without it.")
