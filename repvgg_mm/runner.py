@@ -56,8 +56,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 class AtomicLocalBackend(LocalBackend):
     """MMEngine's local files, of which a reader sees the old content or the whole new one.
 
-    A checkpoint is removed when the next file has been written: MMEngine's CheckpointHook asks for it
-    before, and a kill would then leave none with `max_keep_ckpts=1`.
+    A checkpoint (`.pth`) is removed when the next one has been written: MMEngine's CheckpointHook asks
+    for it before, and a kill would then leave none with `max_keep_ckpts=1`.
     """
 
     _outdated: set[Path] = set()  # MMEngine makes a backend for every use
@@ -65,9 +65,10 @@ class AtomicLocalBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | Path) -> None:
         with atomic_path(filepath) as temporary:
             temporary.write_bytes(obj)
-        self._outdated.discard(Path(filepath))
-        while self._outdated:
-            self._outdated.pop().unlink(missing_ok=True)
+        if Path(filepath).suffix == '.pth':
+            self._outdated.discard(Path(filepath))
+            while self._outdated:
+                self._outdated.pop().unlink(missing_ok=True)
 
     def remove(self, filepath: str | Path) -> None:
         if Path(filepath).suffix == '.pth':

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY, backbone, leaves
+from mmengine.config import Config
 from tool_runs import derived_config, iterations, run_tool, small_data
 from torch import nn
 
 from repvgg_mm import UserError, read_checkpoint
 from repvgg_mm.checkpoint import write_checkpoint
+from repvgg_mm.runner import build_model, replace_sync_bn
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack
@@ -254,6 +256,32 @@ def test_flipped_bytes_are_refused_or_change_nothing(name, tmp_path, record_prop
     print(f'{name}: of 200 flips {refused} refused, {unharmed} without effect, {changed} undetected')
     assert refused + unharmed + changed == 200 and refused > 0
     assert changed == 0 or name == 'legacy.pth'
+
+
+def test_a_tool_given_a_damaged_file_writes_all_or_nothing(config, tmp_path):
+    """Fifteen truncations and fifteen flips: an error and no file, or the very same deploy form."""
+    cfg = Config.fromfile(config)
+    replace_sync_bn(cfg)
+    torch.manual_seed(0)
+    save_zip(dict(meta=dict(epoch=1), state_dict=build_model(cfg).state_dict()), tmp_path / 'whole.pth')
+    whole, rng = (tmp_path / 'whole.pth').read_bytes(), random.Random(4)
+    for number in range(15):
+        (tmp_path / f'cut{number}.pth').write_bytes(whole[:rng.randrange(len(whole))])
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= rng.randrange(1, 256)
+        (tmp_path / f'flip{number}.pth').write_bytes(damaged)
+    files = sorted(tmp_path.glob('*.pth'))
+    runs = [[*commands('convert_whole.py', config, path, tmp_path / path.stem), '--shape', '32', '32'] for path in files]
+    results = json.loads(run_tool('tests/many_runs.py', json.dumps(runs)).stdout.rpartition('RESULTS')[2])
+    expected = read_checkpoint(tmp_path / 'whole' / 'deploy.pth')['state_dict']
+    for path, result in zip(files, results, strict=True):
+        written = sorted(os.listdir(tmp_path / path.stem)) if (tmp_path / path.stem).exists() else []
+        if result == 'exit code 0':
+            assert not path.stem.startswith('cut') and written == ['deploy.pth', 'deploy.py']
+            assert same(dict(read_checkpoint(tmp_path / path.stem / 'deploy.pth')['state_dict']), dict(expected))
+        else:
+            assert 'cannot be read as a checkpoint' in result and 'Traceback' not in result and written == [], result
+    assert sum(result != 'exit code 0' for result in results) >= 20
 
 
 # --- killed while writing --------------------------------------------------------------------------------------------
