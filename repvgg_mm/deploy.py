@@ -57,7 +57,8 @@ def convert_checkpoint(
     if form_of(state_dict_of(checkpoint, str(checkpoint_path))) == 'deploy':
         raise UserError(f'Converting starts from the training form, and {checkpoint_path} is in deploy form already. '
                         'Use it as it is, with the deploy.py beside it.')
-    archs = [part.get('arch') for part in config_dicts(cfg.model) if part.get('type') in REPVGG_TYPES]
+    archs = [part.arch if isinstance(part.arch, str) else dict(part.arch)  # no ConfigDict: the reader refuses that
+             for part in config_dicts(cfg.model) if part.get('type') in REPVGG_TYPES]
     deploy_cfg = deploy_config(cfg)
     replace_sync_bn(cfg)  # the same weights, and it runs on a CPU
     trained = build_model(cfg).eval()

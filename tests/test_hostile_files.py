@@ -271,7 +271,8 @@ def test_a_tool_given_a_damaged_file_writes_all_or_nothing(config, tmp_path):
         damaged[rng.randrange(len(whole))] ^= rng.randrange(1, 256)
         (tmp_path / f'flip{number}.pth').write_bytes(damaged)
     files = sorted(tmp_path.glob('*.pth'))
-    runs = [[*commands('convert_whole.py', config, path, tmp_path / path.stem), '--shape', '32', '32'] for path in files]
+    runs = [[*commands('convert_whole.py', config, path, tmp_path / path.stem), '--shape', '32', '32']
+            for path in files]
     results = json.loads(run_tool('tests/many_runs.py', json.dumps(runs)).stdout.rpartition('RESULTS')[2])
     expected = read_checkpoint(tmp_path / 'whole' / 'deploy.pth')['state_dict']
     for path, result in zip(files, results, strict=True):
