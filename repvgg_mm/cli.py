@@ -14,6 +14,11 @@ from mmengine.config import Config, DictAction
 from .checkpoint import use_safe_reader
 from .errors import UserError
 
+INSTALL = {
+    'mmseg': "Install a stack: pip install --no-build-isolation -e '.[openmmlab]', or '.[onedl]'",
+    'mmpretrain': "Install the extra: pip install -e '.[openmmlab-classification]', or '.[onedl-classification]', and the "
+                  'torchvision that belongs to your torch'}
+
 
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool's main function; a UserError becomes one message on stderr and exit code 1."""
@@ -101,6 +106,6 @@ def _import_toolbox(scope: str) -> None:
         importlib.import_module(scope)
         if scope != 'mmengine':
             importlib.import_module(f'{scope}.models')
-    except ImportError as error:
-        raise UserError(f'The default_scope of this config is {scope}, which cannot be imported ({error}). Install it: '
-                        "the extras of repvgg_mm are listed under \"Set-up\" in the README.") from None
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        raise UserError(f'The default_scope of this config is {scope}, which cannot be imported ({error}). '
+                        f'{INSTALL.get(scope, INSTALL["mmseg"])} (README, section "Set-up").') from None

@@ -64,8 +64,9 @@ def fit_to_backbone(
     tensors, differences = _coverage(found.tensors, shapes)
     counts = f'{sum(map(_is_weight, tensors))} of {sum(map(_is_weight, shapes))} tensors'
     if any(differences.values()) and not (partial and tensors):
-        raise UserError(f'RepVGG loads weights that cover it completely, and {counts} fit ({found.layout} layout): '
-                        f'{_described(differences)}. {_advice(found, arch)}')
+        likeness, advice = _likeness_and_advice(found, arch)
+        raise UserError(f'RepVGG loads weights that cover it completely. {likeness}: {counts} fit ({found.layout} '
+                        f'layout), {_described(differences)}. {advice}')
     form = f'{form} form, fused while loading' if fuse else f'{form} form'
     summary = (f'RepVGG: {counts} loaded ({found.layout} layout, {form}): {_described(differences)}; '
                f'{listed("set aside", found.others)}.')
@@ -129,20 +130,21 @@ def _described(differences: Mapping[str, list[str]]) -> str:
     return ', '.join(listed(what.replace('_', ' '), names) for what, names in differences.items())
 
 
-def _advice(found: Weights, arch: Arch) -> str:
+def _likeness_and_advice(found: Weights, arch: Arch) -> tuple[str, str]:
+    """What the weights look like, and what to do about it."""
     guess, model = guess_arch(found.tensors), name_of(arch)
+    partial = 'to load only what fits, set backbone.partial_load=True.'
     if not found.tensors:
-        return (f'Of {listed("other names there", found.others)} none is a RepVGG\'s (official, mmpretrain or timm). '
-                "Check which file this is; weights of a bare backbone belong into backbone.init_cfg=dict("
+        return (f"No name here is a RepVGG's (official, mmpretrain or timm; {listed('other names', found.others)})",
+                'Check which file this is; weights of a bare backbone belong into backbone.init_cfg=dict('
                 "type='Pretrained', checkpoint=...), those of a whole model into load_from.")
     if guess is None:
-        looks = f'These look like no known variant, the model is {model}. Build it with the arch of the weights'
-    elif guess == model:
-        looks = (f'These look like {guess} weights, which the model is too, but other inputs, some layers or half of '
-                 'the file. Get the whole file')
-    else:
-        looks = f'These look like {guess} weights, the model is {model}. Build it with arch={guess!r}, or get others'
-    return f'{looks}; to load only what fits, set backbone.partial_load=True.'
+        return f'These look like no known variant, the model is {model}', f'Build it with their arch; {partial}'
+    if guess == model:
+        return (f'These look like {guess} weights, which the model is too, but with other inputs, some layers or half '
+                'of the file', f'Get the whole file; {partial}')
+    return (f'These look like {guess} weights, the model is {model}',
+            f'Build it with arch={guess!r}, or get others; {partial}')
 
 
 def _kernels(arch: Arch, part: str) -> set[tuple[str, tuple[int, ...]]]:

@@ -63,7 +63,7 @@ def make_shape_folders(
             for number in range(count):
                 image = _background(rng, size)
                 _draw(rng, image, label)
-                cv2.imwrite(str(folder / f'{number:04d}.jpg'), image.clip(0, 255).astype(np.uint8))
+                cv2.imwrite(str(folder / f'{name}_{number:04d}.jpg'), image.clip(0, 255).astype(np.uint8))
     return root
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from .archs import get_arch, name_of
 from .backbone import RepVGG
@@ -48,36 +49,39 @@ def convert_weight_file(
     if target == 'timm' and shape.se_after_act:
         raise UserError(f"timm has no squeeze-and-excitation after the activation, which {name_of(shape)} needs. "
                         'Choose --to native or --to official.')
-    found = to_native(unwrap(read_checkpoint(source, trust=trust)))
+    weights = unwrap(read_checkpoint(source, trust=trust))
+    found = to_native(weights)
     form = form_of(found.tensors)
     if form == 'deploy' and not deploy:
         raise UserError(f'The training form has branches, and {source} is in deploy form: they were fused and cannot '
                         'be told apart again. Add --deploy, or give the file that it was made from.')
     model = RepVGG(arch, deploy=form == 'deploy').double().eval()
-    model.load_state_dict(found.tensors)
+    model.load_state_dict(weights)
 
     tensors = {name: found.tensors[name] for name in model.state_dict() if name in found.tensors}
     if deploy and form == 'training':
-        dtype = tensors['stem.branch_3x3.conv.weight'].dtype
-        fused = fuse_state_dict({name: tensor.double() for name, tensor in tensors.items()}, EPS)
-        tensors = {name: tensor.to(dtype) for name, tensor in fused.items()}
+        tensors = _fused_in_float64(tensors)
     renamed = from_native(tensors, layout)
     errors = _compare(model, renamed, arch, deploy, source)
 
-    classifier = _classifier(found.others, unwrap(read_checkpoint(source, trust=trust)))
-    renamed = {**({f'backbone.{name}': tensor for name, tensor in renamed.items()} if target == 'native' else renamed),
-               **{f'{CLASSIFIERS[layout]}.{part}': tensor for part, tensor in classifier.items()}}
-    dropped = [name for name in found.others if not name.endswith(_CLASSIFIER_NAMES)]
     new_form = 'deploy' if deploy else 'training'
+    classifier = {f'{CLASSIFIERS[layout]}.{name.rpartition(".")[2]}': weights[name]
+                  for name in found.others if name.endswith(_CLASSIFIER_NAMES)}
+    left_out = [name for name in found.others if not name.endswith(_CLASSIFIER_NAMES)]
     summary = (f'{name_of(shape)}, {len(tensors)} tensors: {found.layout} layout, {form} form, to {layout} layout, '
-               f'{new_form} form; classifier {"kept" if classifier else "not there"}; {listed("left out", dropped)}.')
-    checkpoint = renamed if target != 'native' else dict(
-        meta=dict(form=new_form, arch=name_of(shape), source=Path(source).name), state_dict=renamed)
+               f'{new_form} form; classifier {"kept" if classifier else "not there"}; {listed("left out", left_out)}.')
+    checkpoint = renamed | classifier
+    if target == 'native':
+        meta = dict(form=new_form, arch=name_of(shape), source=Path(source).name)
+        backbone = {f'backbone.{name}': tensor for name, tensor in renamed.items()}
+        checkpoint = dict(meta=meta, state_dict=backbone | classifier)
     return ConvertedFile(checkpoint, errors, summary)
 
 
-def _classifier(names: list[str], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.rpartition('.')[2]: tensors[name] for name in names if name.endswith(_CLASSIFIER_NAMES)}
+def _fused_in_float64(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    dtype = tensors['stem.branch_3x3.conv.weight'].dtype
+    fused = fuse_state_dict({name: tensor.double() for name, tensor in tensors.items()}, EPS)
+    return {name: tensor.to(dtype) for name, tensor in fused.items()}
 
 
 def _compare(model: RepVGG, renamed: dict, arch: str, deploy: bool, source: object) -> dict[str, float]:

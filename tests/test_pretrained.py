@@ -109,7 +109,7 @@ def test_deploy_form_into_training_form(whole, load):
 @pytest.mark.parametrize('deploy', [False, True])
 def test_another_arch(whole, deploy, load):
     source = WHOLE[whole][0](WIDER)
-    with pytest.raises(UserError, match=r'and 0 of 106 tensors fit .* 106 other shape .* set backbone\.partial_load'):
+    with pytest.raises(UserError, match=r'no known variant, .*: 0 of 106 .* 106 other shape .*partial_load=True'):
         load(*WHOLE[whole], source, deploy=deploy)
 
 
@@ -164,7 +164,7 @@ def test_impossible_statistics_are_not_fused():
 def test_the_message_names_the_arch_of_the_weights(weights, model, guess, deploy):
     with torch.device('meta'):
         file, target = RepVGG(weights, deploy=deploy).state_dict(), RepVGG(model, deploy=deploy)
-        message = f"These look like {guess} weights, the model is {model}. Build it with arch='{guess}'"
+        message = f"These look like {guess} weights, the model is {model}: .*Build it with arch='{guess}'"
         with pytest.raises(UserError, match=message):
             target.load_state_dict(file)
 
@@ -187,12 +187,12 @@ def test_half_a_file():
     with torch.device('meta'):
         model = RepVGG('A0')
         half = dict(list(model.state_dict().items())[:170])
-        with pytest.raises(UserError, match=r'141 of 288 .* 147 missing .* A0 weights, which the model is too'):
+        with pytest.raises(UserError, match=r'A0 weights, which the model is too.*: 141 of 288 .* 147 missing'):
             model.load_state_dict(half)
 
 
 def test_weights_of_another_network():
-    with pytest.raises(UserError, match=r'0 of 106 .*\(no layout\).*Of 2 other names there \(conv1\.weight, layer1'):
+    with pytest.raises(UserError, match=r'No name here .*2 other names \(conv1\.weight, layer1.*: 0 of 106 '):
         backbone().load_state_dict({'conv1.weight': torch.ones(1), 'layer1.0.bn1.bias': torch.ones(1)})
 
 

@@ -10,7 +10,7 @@ from repvgg_mm.weights import load_strictly
 
 
 def main() -> None:
-    parser = parser_with_config('Evaluate a segmentor or detector on its test set.')
+    parser = parser_with_config('Evaluate a segmentor, detector or classifier on its test set.')
     add_checkpoint(parser)
     add_launch(parser)
     parser.add_argument('--out', help='folder (masks of a segmentor) or .pkl file for the predictions')
@@ -24,7 +24,9 @@ def main() -> None:
         if 'visualization' not in cfg.get('default_hooks', {}):
             raise UserError('Pictures are drawn by the visualization hook, which this config does not have. '
                             "Add default_hooks=dict(visualization=dict(type='SegVisualizationHook')).")
-        cfg.default_hooks.visualization.update(draw=True, interval=1, show=args.show, wait_time=args.wait_time)
+        switch = 'enable' if cfg.get('default_scope') == 'mmpretrain' else 'draw'
+        cfg.default_hooks.visualization.update(
+            {switch: True}, interval=1, show=args.show, wait_time=args.wait_time)
         if args.show_dir:
             cfg.visualizer.save_dir = args.show_dir
     if args.out:
