@@ -15,12 +15,13 @@ from .block import RepVGGBlock
 from .checkpoint import read_checkpoint
 from .compare import compare_models
 from .convert import whole_model_convert
+from .convert_hook import RepVGGConvertHook
 from .errors import UserError
 from .weights import load_strictly
 
 __version__ = '0.1.0'
 
 __all__ = [
-    'ARCHS', 'Arch', 'RepVGG', 'RepVGGBlock', 'UserError', 'compare_models', 'fast_dilations',
+    'ARCHS', 'Arch', 'RepVGG', 'RepVGGBlock', 'RepVGGConvertHook', 'UserError', 'compare_models', 'fast_dilations',
     'load_strictly', 'read_checkpoint', 'whole_model_convert',
 ]

@@ -128,15 +128,15 @@ def report(conversion: Conversion) -> str:
     return '\n'.join(lines)
 
 
-def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth') -> Path:
-    """Write `deploy.SUFFIX` and `deploy.py`; either both files are the new ones or nothing has changed.
+def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth', stem: str = 'deploy') -> Path:
+    """Write `STEM.SUFFIX` and `STEM.py`; either both files are the new ones or nothing has changed.
 
     Returns the path of the weights.
     """
     existed = folder.exists()
-    path = folder / f'deploy.{suffix}'
+    path = folder / f'{stem}.{suffix}'
     try:
-        with atomic_path(folder / 'deploy.py') as config:
+        with atomic_path(folder / f'{stem}.py') as config:
             config.write_text(conversion.config.pretty_text)
             write_checkpoint(path, dict(meta=conversion.meta, state_dict=conversion.deploy.state_dict()))
         return path
