@@ -14,10 +14,11 @@ from mmengine.config import Config, DictAction
 from .checkpoint import use_safe_reader
 from .errors import UserError
 
+STACK = "Install a stack: pip install --no-build-isolation -e '.[openmmlab]', or '.[onedl]'"
 INSTALL = {
-    'mmseg': "Install a stack: pip install --no-build-isolation -e '.[openmmlab]', or '.[onedl]'",
-    'mmpretrain': "Install the extra: pip install -e '.[openmmlab-classification]', or '.[onedl-classification]', and the "
-                  'torchvision that belongs to your torch'}
+    'mmseg': STACK, 'mmdet': STACK,
+    'mmpretrain': "Install the extra: pip install -e '.[openmmlab-classification]', or '.[onedl-classification]', and "
+                  'the torchvision that belongs to your torch'}
 
 
 def run_tool(main: Callable[[], None]) -> None:
@@ -108,4 +109,4 @@ def _import_toolbox(scope: str) -> None:
             importlib.import_module(f'{scope}.models')
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
         raise UserError(f'The default_scope of this config is {scope}, which cannot be imported ({error}). '
-                        f'{INSTALL.get(scope, INSTALL["mmseg"])} (README, section "Set-up").') from None
+                        f'{INSTALL.get(scope, f"Install {scope}")} (README, section "Set-up").') from None

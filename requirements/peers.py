@@ -33,7 +33,7 @@ def main() -> None:
     shutil.copy(REQUIREMENTS / f'{HOOK}.py', site_packages)
     packages = packages_of(args.venv.absolute() / 'bin' / 'python')
     (site_packages / 'packages_of_venv.pth').write_text(CONTENT.format(packages=packages))
-    pip(python, '-r', REQUIREMENTS / f'{args.stack}_classification.txt')
+    pip(python, '-c', REQUIREMENTS / 'build.txt', '-r', REQUIREMENTS / f'{args.stack}_classification.txt')
     pip(python, '--no-deps', '-r', REQUIREMENTS / 'peers.txt')
     (peers / 'ready').write_text(args.stack + '\n')
 

@@ -51,9 +51,11 @@ def test_both_forms_have_the_same_accuracy(trained, folders, tmp_path):
     run_peer('tools/convert_whole.py', CONFIG, trained, '--out', tmp_path / 'deploy', '--shape', 32, 32,
              *small(folders))
     after = run_peer('tools/test.py', tmp_path / 'deploy' / 'deploy.py', tmp_path / 'deploy' / 'deploy.pth',
-                     '--work-dir', tmp_path / 'b', '--out', tmp_path / 'predictions.pkl')
+                     '--work-dir', tmp_path / 'b', '--out', tmp_path / 'predictions.pkl',
+                     '--show-dir', tmp_path / 'pictures')
     assert accuracy(before.stdout + before.stderr) == accuracy(after.stdout + after.stderr)
     assert (tmp_path / 'predictions.pkl').stat().st_size > 0
+    assert len([*(tmp_path / 'pictures').rglob('*.png')]) == len([*folders.rglob('val/*/*.jpg')])
 
 
 @pytest.mark.parametrize('prefix', [dict(prefix='backbone.'), {}])
@@ -76,6 +78,18 @@ def test_without_the_extra_the_message_names_it(folders, tmp_path):
     result = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, *small(folders), check=False)
     assert result.returncode == 1 and 'Traceback' not in result.stderr
     assert 'default_scope of this config is mmpretrain, which cannot be imported' in result.stderr
+    assert "'.[openmmlab-classification]', or '.[onedl-classification]'" in result.stderr
+
+
+def test_a_torchvision_of_another_torch_is_named(folders, tmp_path):
+    (tmp_path / 'mmpretrain').mkdir()
+    (tmp_path / 'mmpretrain' / '__init__.py').write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')")  # what `import torchvision` raises then
+    result = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, *small(folders), check=False,
+                      PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1 and 'Traceback' not in result.stderr
+    assert 'torchvision::nms does not exist' in result.stderr
+    assert 'the torchvision that belongs to your torch' in result.stderr
 
 
 def test_masks_are_no_output_of_a_classifier(trained, folders, tmp_path):
@@ -89,7 +103,7 @@ def test_weight_decay_of_the_recipe():
     for counts in found.values():
         assert counts == {
             'Conv2d.weight: 0.0001': 44, 'BatchNorm2d.weight: 0': 44, 'BatchNorm2d.bias: 0': 44,
-            'identity.weight: 0.0001': 17, 'identity.bias: 0': 17, 'Linear.weight: 0.0001': 1, 'Linear.bias: 0': 1}
+            'identity.weight: 0': 17, 'identity.bias: 0': 17, 'Linear.weight: 0.0001': 1, 'Linear.bias: 0': 1}
 
 
 def test_folders_of_shapes(folders, tmp_path):

@@ -1,5 +1,5 @@
 # ImageNet-1k as folders: data/imagenet/{train,val}/n01440764/*.JPEG
-data_root = 'data/imagenet'
+data_root = '{{$REPVGG_MM_DATA:data}}/imagenet'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224),
