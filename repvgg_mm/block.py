@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .branch_sum import Geometry, Statistics, branch_sum
 from .errors import UserError
 from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
 
@@ -51,7 +52,7 @@ class RepVGGBlock(nn.Module):
         UserError: an identity branch that the shape forbids, or a norm that cannot be fused.
     """
 
-    # Whether frozen statistics make the block one convolution; `branch_by_branch` turns it off.
+    # Whether the branches are computed together where that is the same; `branch_by_branch` turns it off.
     fuse_on_the_fly = True
 
     def __init__(
@@ -114,6 +115,8 @@ class RepVGGBlock(nn.Module):
             return self.branch_reparam(x)
         if self.fuse_on_the_fly and self._statistics_frozen():
             return self.branch_3x3.conv._conv_forward(x, *self.fuse())  # honours padding_mode
+        if self.fuse_on_the_fly and self._sums_in_one_pass(x):
+            return self._branch_sum(x)
         out = self.branch_3x3(x) + self.branch_1x1(x)
         return out if self.branch_norm is None else out + self.branch_norm(x)
 
@@ -169,6 +172,28 @@ class RepVGGBlock(nn.Module):
     def _statistics_frozen(self) -> bool:
         return all(isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
                    for _, norm in self._named_norms())
+
+    def _sums_in_one_pass(self, x: Tensor) -> bool:
+        """Whether `branch_sum` can take this call: CPU, full precision, every norm on the statistics of this batch."""
+        conv = self.branch_3x3.conv
+        positions = [-(-size // stride) for size, stride in zip(x.shape[2:], conv.stride)]
+        return (x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and x.is_contiguous()
+                and x.dtype == conv.weight.dtype and x.dtype in (torch.float32, torch.float64)
+                and conv.padding_mode == 'zeros'
+                and len(x) * positions[0] * positions[1] > 1  # else torch's BatchNorm says what is wrong
+                and all(isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm) and norm.training
+                        and norm.running_mean is not None and norm.weight is not None
+                        for _, norm in self._named_norms()))
+
+    def _branch_sum(self, x: Tensor) -> Tensor:
+        conv, norms = self.branch_3x3.conv, [norm for _, norm in self._named_norms()]
+        affine = [(norm.weight, norm.bias) for norm in norms]
+        out, *statistics = branch_sum(
+            x, conv.weight, affine[0], self.branch_1x1.conv.weight, affine[1], affine[2] if affine[2:] else None,
+            [norm.eps for norm in norms], Geometry(conv.stride, conv.padding, conv.dilation, conv.groups))
+        for norm, batch in zip(norms, statistics):
+            _update_running(norm, batch, out.numel() // out.shape[1])
+        return out
 
     @contextmanager
     def _statistics_untouched(self) -> Iterator[None]:
@@ -226,6 +251,15 @@ def branch_by_branch(model: nn.Module) -> Iterator[None]:
 def _scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     return scale_shift_of_norm(*(None if t is None else t.to(dtype) for t in tensors), norm.eps)
+
+
+@torch.no_grad()
+def _update_running(norm: _BatchNorm, batch: Statistics, count: int) -> None:
+    norm.num_batches_tracked += 1
+    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(batch.mean.to(norm.running_mean.dtype), momentum)
+    unbiased = batch.var * (count / (count - 1))
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
 
 
 def _trains(norm: _BatchNorm) -> bool:

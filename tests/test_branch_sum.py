@@ -1,0 +1,116 @@
+"""The sum of the branches with batch statistics, computed together: equal to the branches one by one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import block, branch_sum, image
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from repvgg_mm.block import RepVGGBlock, branch_by_branch
+
+SHAPES = dict(
+    identity=dict(identity=True),
+    grouped=dict(identity=True, groups=2, dilation=2),
+    stride=dict(out_channels=12, groups=2, stride=2),
+    no_identity=dict(),
+    stem=dict(in_channels=3, stride=2),
+    momentum=dict(identity=True, norm=lambda channels: nn.BatchNorm2d(channels, momentum=None, eps=1e-3)),
+    se=dict(identity=True, se_channels=4),
+    checkpointed=dict(identity=True, with_cp=True))
+
+
+def step(model: RepVGGBlock, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Output, gradients of the input and of all parameters."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    weights = image(*out.shape, dtype=out.dtype, seed=7)
+    return out, torch.autograd.grad((out * weights).sum(), [x, *model.parameters()])
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_output_gradients_and_statistics_are_those_of_the_branches(name, monkeypatch):
+    together = block(**SHAPES[name]).train()
+    apart = copy.deepcopy(together)
+    x = image(3, together.branch_3x3.conv.in_channels, 9, 11) + 0.5
+    monkeypatch.setattr(nn.BatchNorm2d, 'forward', None)  # nobody may ask a norm
+    for _ in range(2):
+        out, grads = step(together, x)
+    monkeypatch.undo()
+    with branch_by_branch(apart):
+        for _ in range(2):
+            expected, expected_grads = step(apart, x)
+    assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    assert_close(grads, expected_grads, rtol=1e-10, atol=1e-10)
+    assert_close(dict(together.named_buffers()), dict(apart.named_buffers()), rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_are_those_of_finite_differences():
+    model = block(4, 4, identity=True, groups=2).train()
+    assert torch.autograd.gradcheck(model.convolve, image(2, 4, 5, 5).requires_grad_())
+
+
+@pytest.mark.parametrize('offset', [0, 10])
+def test_float32_is_as_good_as_the_branches_far_from_zero_mean(offset):
+    model = block(16, 16, identity=True, dtype=torch.float32).train()
+    x = image(4, 16, 40, 40, dtype=torch.float32) + offset
+    exact = branch_sum(copy.deepcopy(model).double(), x.double())
+    assert_close(model(x).double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_parameters_and_input_get_no_gradient():
+    model = block(identity=True).train().requires_grad_(False)
+    model.branch_1x1.conv.weight.requires_grad_()
+    model(image(2, 8, 6, 6)).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ['branch_1x1.conv.weight']
+
+
+def test_saves_no_more_than_a_plain_convolution_with_batchnorm():
+    x = image(2, 8, 64, 64).requires_grad_()
+    plain = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()).double()
+    ours = block(identity=True).train()
+    assert saved_bytes(ours, x) <= 1.1 * saved_bytes(plain, x)
+    with branch_by_branch(ours):
+        assert saved_bytes(ours, x) >= 1.3 * saved_bytes(plain, x)  # what it saves
+
+
+def saved_bytes(model: nn.Module, x: Tensor) -> int:
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = model(x)
+    del out
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize('change', ['channels_last', 'reflect', 'one_frozen', 'autocast', 'sync'])
+def test_falls_back_to_the_branches(change, monkeypatch):
+    model = block(identity=True, dtype=torch.float32,
+                  padding_mode='reflect' if change == 'reflect' else 'zeros').train()
+    x = image(2, 8, 8, 8, dtype=torch.float32)
+    if change == 'channels_last':
+        x = x.to(memory_format=torch.channels_last)
+    if change == 'one_frozen':
+        model.branch_norm.eval()
+    if change == 'sync':
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        with pytest.raises(ValueError, match='SyncBatchNorm expected input tensor to be on'):
+            model(x)
+        return
+    with torch.autocast('cpu', torch.bfloat16, enabled=change == 'autocast'):
+        expected = branch_sum(copy.deepcopy(model), x)
+        monkeypatch.setattr('repvgg_mm.block.branch_sum', None)
+        assert_close(model(x), expected)
+
+
+def test_one_value_a_channel_is_torchs_error():
+    with pytest.raises(ValueError, match='Expected more than 1 value per channel'):
+        block(8, 12, stride=2).train()(image(1, 8, 2, 2))
