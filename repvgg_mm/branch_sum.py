@@ -96,7 +96,6 @@ class _BranchSum(torch.autograd.Function):
         ctx.eps, ctx.geometry = eps, geometry
         moments = [mean_3x3, rstd_3x3.double().pow(-2) - eps[0], mean_1x1, var_1x1, *(moments_id or ())]
         ctx.mark_non_differentiable(*moments)
-        ctx.set_materialize_grads(False)
         return out, *moments
 
     @staticmethod
