@@ -100,11 +100,8 @@ def test_falls_back_to_the_branches(change, monkeypatch):
         x = x.to(memory_format=torch.channels_last)
     if change == 'one_frozen':
         model.branch_norm.eval()
-    if change == 'sync':
+    if change == 'sync':  # one process without a GPU: torch computes it as BatchNorm
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        with pytest.raises(ValueError, match='SyncBatchNorm expected input tensor to be on'):
-            model(x)
-        return
     with torch.autocast('cpu', torch.bfloat16, enabled=change == 'autocast'):
         expected = branch_sum(copy.deepcopy(model), x)
         monkeypatch.setattr('repvgg_mm.block.branch_sum', None)
