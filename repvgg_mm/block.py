@@ -129,9 +129,9 @@ class RepVGGBlock(nn.Module):
         conv = self.branch_3x3.conv
         dtype = torch.promote_types(conv.weight.dtype, torch.float32)
         kernel, bias = fuse_branches(
-            conv.weight, _scale_shift(self.branch_3x3.norm, dtype),  # their product is of type dtype
-            self.branch_1x1.conv.weight.to(dtype), _scale_shift(self.branch_1x1.norm, dtype),
-            None if self.branch_norm is None else _scale_shift(self.branch_norm, dtype),
+            conv.weight, scale_shift(self.branch_3x3.norm, dtype),  # their product is of type dtype
+            self.branch_1x1.conv.weight.to(dtype), scale_shift(self.branch_1x1.norm, dtype),
+            None if self.branch_norm is None else scale_shift(self.branch_norm, dtype),
             conv.groups)
         return kernel.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
@@ -161,7 +161,7 @@ class RepVGGBlock(nn.Module):
     def check_fusible(self) -> None:
         """Raise UserError, naming the layer, if a branch has no BatchNorm with usable running statistics."""
         for name, norm in self._named_norms():
-            _check_norm(name, norm)
+            check_norm(name, norm)
 
     def _named_norms(self) -> Iterator[tuple[str, nn.Module]]:
         yield 'branch_3x3.norm', self.branch_3x3.norm
@@ -248,7 +248,7 @@ def branch_by_branch(model: nn.Module) -> Iterator[None]:
             block.fuse_on_the_fly = fuse_on_the_fly
 
 
-def _scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
+def scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     return scale_shift_of_norm(*(None if t is None else t.to(dtype) for t in tensors), norm.eps)
 
@@ -266,7 +266,7 @@ def _trains(norm: _BatchNorm) -> bool:
     return norm.bias is not None and norm.bias.requires_grad
 
 
-def _check_norm(name: str, norm: nn.Module) -> None:
+def check_norm(name: str, norm: nn.Module) -> None:
     if not isinstance(norm, _BatchNorm):
         raise UserError(
             f'A RepVGG block fuses only if each branch ends in a BatchNorm, but {name} is {type(norm).__name__}. '
