@@ -219,15 +219,21 @@ def fuse_blocks(model: nn.Module) -> int:
     Raises:
         UserError: a block cannot be fused, named; no block of the model is then changed.
     """
-    blocks = {name: block for name, block in named_blocks(model) if not block.deploy}
-    for name, block in blocks.items():
-        try:
-            block.check_fusible()
-        except UserError as error:
-            raise UserError(f'{name}: {error}' if name else str(error)) from None
-    for block in blocks.values():
+    check_blocks(model)
+    blocks = [block for _, block in named_blocks(model) if not block.deploy]
+    for block in blocks:
         block.switch_to_deploy()
     return len(blocks)
+
+
+def check_blocks(model: nn.Module) -> None:
+    """Raise UserError, naming the block, if one in training form cannot be fused."""
+    for name, block in named_blocks(model):
+        try:
+            if not block.deploy:
+                block.check_fusible()
+        except UserError as error:
+            raise UserError(f'{name}: {error}' if name else str(error)) from None
 
 
 def named_blocks(model: nn.Module) -> Iterator[tuple[str, RepVGGBlock]]:

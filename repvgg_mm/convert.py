@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from os import PathLike
 
 from torch import nn
 
-from .block import fuse_blocks, named_blocks
+from .block import check_blocks, fuse_blocks, named_blocks
 from .checkpoint import write_checkpoint
 from .errors import UserError
+from .foreign import FusedBlock, named_foreign_blocks, replace_foreign_blocks, unknown_switches
 from .weights import load_strictly
 
 
@@ -21,6 +23,9 @@ def whole_model_convert(
     inplace: bool = False,
 ) -> nn.Module:
     """Fuse every RepVGG block inside a segmentor, a detector, a wrapper, a backbone or a block.
+
+    Blocks of mmpretrain, timm, mmyolo and mmpose and those registered with `fusible` are fused too; each is
+    replaced by a `FusedBlock`. Other modules with a method `switch_to_deploy` are left alone, with a warning.
 
     Args:
         train_model: the trained model; only changed with `inplace`. Its training mode does not matter.
@@ -40,12 +45,18 @@ def whole_model_convert(
     if inplace and deploy_model is not None:
         raise UserError('The deploy form goes into train_model (inplace=True) or into deploy_model, and both '
                         'were given. Leave one of them out.')
-    if not any(True for _ in named_blocks(train_model)):
+    if not fusible_or_fused(train_model):
         raise UserError(
             f'Converting fuses RepVGG blocks, and {type(train_model).__name__} contains none. '
             "Build it with backbone=dict(type='RepVGG', ...) and convert the trained model.")
     converted = train_model if inplace else copy.deepcopy(train_model)
+    check_blocks(converted)
+    converted, _ = replace_foreign_blocks(converted)
     fuse_blocks(converted)
+    unknown = unknown_switches(converted)
+    if unknown:
+        warnings.warn(f'Left as they are, because nothing says how to fuse them: {", ".join(unknown)}. Register their '
+                      'type with repvgg_mm.fusible (README, "Blocks of other libraries").', stacklevel=2)
     if deploy_model is not None:
         load_strictly(deploy_model, converted.state_dict(), 'the converted model')
         converted = deploy_model
@@ -53,3 +64,9 @@ def whole_model_convert(
     if save_path is not None:
         write_checkpoint(save_path, dict(meta=dict(form='deploy'), state_dict=converted.state_dict()))
     return converted
+
+
+def fusible_or_fused(model: nn.Module) -> bool:
+    """Whether `model` contains a block that converting fuses or has fused."""
+    return (any(True for _ in named_blocks(model)) or any(True for _ in named_foreign_blocks(model))
+            or any(isinstance(module, FusedBlock) for module in model.modules()))

@@ -14,11 +14,12 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .block import branch_by_branch, named_blocks
+from .block import RepVGGBlock, branch_by_branch
 from .checkpoint import atomic_path, read_checkpoint, sha256_of, write_checkpoint
 from .compare import compare_models
 from .convert import whole_model_convert
 from .errors import UserError
+from .foreign import FusedBlock
 from .layouts import form_of
 from .measure import count_macs, count_parameters, interleaved_latency
 from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
@@ -64,6 +65,8 @@ def convert_checkpoint(
     trained = build_model(cfg).eval()
     load_strictly(trained, checkpoint, str(checkpoint_path))
     deploy = whole_model_convert(trained)
+    if any(isinstance(module, FusedBlock) for module in deploy.modules()):
+        deploy_cfg.model = dict(type='repvgg_mm.deploy_form', model=deploy_cfg.model)
 
     height, width = shape or _shape_of_config(cfg)
     inputs = torch.randn(1, _in_channels(trained), height, width, generator=torch.Generator().manual_seed(0))
@@ -107,7 +110,7 @@ def report(conversion: Conversion) -> str:
 
     latency = interleaved_latency({
         'branches': call_branches, 'training': partial(trained, inputs), 'deploy': partial(deploy, inputs)})
-    blocks = sum(1 for _ in named_blocks(deploy))
+    blocks = sum(isinstance(module, (RepVGGBlock, FusedBlock)) for module in deploy.modules())
     height, width = inputs.shape[2:]
     lines = [
         f'{blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of {height}x{width}:',

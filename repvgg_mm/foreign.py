@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .block import check_norm, scale_shift
 from .errors import UserError
+from .registry import MODELS, ROOT_MODELS
 
 
 class Branch(NamedTuple):
@@ -104,6 +105,12 @@ def unknown_switches(model: nn.Module) -> list[str]:
             if switches(module) and not isinstance(module, (RepVGG, RepVGGBlock)) and _reader_of(module) is None
             and not any(switches(child) or isinstance(child, FusedBlock)
                         for child in module.modules() if child is not module)]
+
+
+@MODELS.register_module()
+def deploy_form(model: dict) -> nn.Module:
+    """For configs of converted models: build `model` and give its blocks of other libraries their deploy form."""
+    return replace_foreign_blocks(ROOT_MODELS.build(model))[0]
 
 
 @torch.no_grad()

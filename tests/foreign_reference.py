@@ -1,0 +1,80 @@
+"""Run where mmpretrain and timm are: convert models of theirs and print the worst relative error of each, as JSON."""
+
+import copy
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from helpers import image, randomise_norms
+
+from repvgg_mm import FusedBlock, RepVGG, whole_model_convert
+from repvgg_mm.compare import relative_error
+
+
+def models():
+    import timm
+    from mmengine.registry import MODELS
+    from mmpretrain.models import MobileOne
+    from mmpretrain.models import RepVGG as MMPretrainRepVGG
+    yield 'mmpretrain A0', MMPretrainRepVGG('A0', out_indices=(0, 1, 2, 3))
+    yield 'mmpretrain B1g2', MMPretrainRepVGG('B1g2', out_indices=(3,))
+    yield 'mmpretrain D2se', MMPretrainRepVGG('D2se', out_indices=(3,))
+    yield 'mmpretrain MobileOne s0', MobileOne('s0', out_indices=(0, 1, 2, 3))
+    yield 'mmpretrain MobileOne s4', MobileOne('s4', out_indices=(3,))
+    yield 'timm repvgg_a0', timm.create_model('repvgg_a0', features_only=True)
+    yield 'timm repvgg_d2se', timm.create_model('repvgg_d2se')
+    yield 'timm mobileone_s0', timm.create_model('mobileone_s0')
+    yield 'mmseg TIMMBackbone', MODELS.build(dict(
+        type='mmseg.TIMMBackbone', model_name='repvgg_a0', features_only=True, pretrained=False))
+    yield 'two libraries', nn.ModuleDict(dict(
+        theirs=MMPretrainRepVGG('A0', out_indices=(0,)), timm=timm.create_model('mobileone_s0', features_only=True),
+        ours=RepVGG('A0', out_indices=(0,))))
+
+
+class Together(nn.Module):
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x):
+        return [part(x) for part in self.parts.values()]
+
+
+def flat(out):
+    return [out] if isinstance(out, torch.Tensor) else [tensor for part in out for tensor in flat(part)]
+
+
+@torch.no_grad()
+def main():
+    x = image(1, 3, 64, 64, dtype=torch.float32)
+    errors = {}
+    for name, model in models():
+        if isinstance(model, nn.ModuleDict):
+            model = Together(model)
+        model = randomise_norms(model).eval()
+        expected = flat(copy.deepcopy(model).double()(x.double()))
+        for dtype, suffix in ((torch.float32, ''), (torch.float64, ' float64')):
+            trained = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)) if dtype == torch.float32 else model
+            with warnings.catch_warnings():
+                warnings.simplefilter('error')
+                deploy = whole_model_convert(copy.deepcopy(trained).to(dtype))
+            norms = [module for part in deploy.modules() if isinstance(part, FusedBlock) for module in part.modules()
+                     if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+            assert not norms and any(isinstance(module, FusedBlock) for module in deploy.modules())
+            found = flat(deploy(x.to(dtype)))
+            errors[name + suffix] = max(relative_error(*pair) for pair in zip(expected, found, strict=True))
+        if name == 'mmpretrain D2se':
+            ours = RepVGG('D2se', out_indices=(3,), deploy=True).double().eval()
+            ours.load_state_dict(deploy.state_dict(), strict=True)
+            errors[f'{name} in ours float64'] = relative_error(expected[0], ours(x.double())[0])
+    Path(sys.argv[1]).write_text(json.dumps(errors))
+
+
+if __name__ == '__main__':
+    main()
