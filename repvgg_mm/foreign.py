@@ -87,7 +87,7 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
             raise UserError(f'{name}: {error}' if name else str(error)) from None
         names.append(name)
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # a shared child under each of its names
             if child in fused:
                 setattr(parent, name, fused[child])
     return fused.get(model, model), names

@@ -57,8 +57,9 @@ def main():
     for name, model in models():
         if isinstance(model, nn.ModuleDict):
             model = Together(model)
-        model = randomise_norms(model).eval()
-        expected = flat(copy.deepcopy(model).double()(x.double()))
+        randomise_norms(model).eval()  # mmpretrain returns None
+        exact = copy.deepcopy(model).double()
+        expected = flat(exact(x.double()))
         for dtype, suffix in ((torch.float32, ''), (torch.float64, ' float64')):
             trained = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)) if dtype == torch.float32 else model
             with warnings.catch_warnings():
