@@ -55,7 +55,7 @@ def main():
     x = image(1, 3, 64, 64, dtype=torch.float32)
     errors = {}
     for name, model in models():
-        if isinstance(model, nn.ModuleDict):
+        if type(model) is nn.ModuleDict:  # timm.s feature extractors are subclasses
             model = Together(model)
         randomise_norms(model).eval()  # mmpretrain returns None
         exact = copy.deepcopy(model).double()
