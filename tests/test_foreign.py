@@ -8,12 +8,13 @@ import json
 import pytest
 import torch
 from helpers import TINY, image, pspnet, randomise_norms
-from tool_runs import run_peer
+from tool_runs import ROOT, derived_config, iterations, metric, run_peer, small_data
 from torch import nn
 from torch.testing import assert_close
 
 from repvgg_mm import Branch, FusedBlock, Parts, UserError, fusible, whole_model_convert
 from repvgg_mm.foreign import READERS
+from repvgg_mm.shapes import make_shapes
 
 
 class HomeMade(nn.Module):
@@ -104,3 +105,35 @@ def test_models_of_other_libraries_compute_the_same(tmp_path):
     errors = json.loads((tmp_path / 'errors.json').read_text())
     assert len(errors) == 21
     assert all(error <= (1e-10 if 'float64' in name else 1e-5) for name, error in errors.items()), errors
+
+
+TIMM_BACKBONE = """
+model = dict(
+    backbone=dict(_delete_=True, type='TIMMBackbone', model_name='repvgg_a0', features_only=True, pretrained=False),
+    decode_head=dict(in_index=4), auxiliary_head=dict(in_index=3))
+"""
+
+
+def test_the_tools_convert_a_segmentor_with_timms_backbone(tmp_path):
+    data = small_data(make_shapes(tmp_path / 'data', num_train=8, num_val=4))
+    config = derived_config(tmp_path / 'timm.py', TIMM_BACKBONE)
+    run_peer('tools/train.py', config, '--work-dir', tmp_path / 'train', '--cfg-options', *data, *iterations(2))
+    checkpoint = tmp_path / 'train' / 'iter_2.pth'
+    result = run_peer('tools/convert_whole.py', config, checkpoint, '--out', tmp_path / 'deploy')
+    assert '22 RepVGG blocks fused' in result.stdout
+    for name, pair in dict(training=[config, checkpoint],
+                           tested=[tmp_path / 'deploy/deploy.py', tmp_path / 'deploy/deploy.pth']).items():
+        run_peer('tools/test.py', *pair, '--work-dir', tmp_path / name, '--cfg-options',
+                 *(option for option in data if not option.startswith('train')))
+    assert metric(tmp_path / 'tested') == metric(tmp_path / 'training')
+
+
+def test_the_example_of_the_readme():
+    text = (ROOT / 'README.md').read_text().split('## Blocks of other libraries')[1]
+    code = text.split('```python')[1].split('```')[0]
+    names = dict(__name__='example')
+    exec(code, names)
+    model = randomise_norms(names['Net']()).double().eval()
+    deploy = whole_model_convert(model)
+    assert isinstance(deploy.block, FusedBlock)
+    assert_close(deploy(image(1, 8, 9, 9)), model(image(1, 8, 9, 9)), rtol=1e-10, atol=1e-10)
