@@ -108,9 +108,12 @@ def unknown_switches(model: nn.Module) -> list[str]:
 
 
 @MODELS.register_module()
-def deploy_form(model: dict) -> nn.Module:
-    """For configs of converted models: build `model` and give its blocks of other libraries their deploy form."""
-    return replace_foreign_blocks(ROOT_MODELS.build(model))[0]
+def deploy_form(model: dict, **runners_defaults: object) -> nn.Module:
+    """For configs of converted models: build `model` and give its blocks of other libraries their deploy form.
+
+    A Runner adds the config's own data_preprocessor to a model that names none.
+    """
+    return replace_foreign_blocks(ROOT_MODELS.build({**runners_defaults, **model}))[0]
 
 
 @torch.no_grad()

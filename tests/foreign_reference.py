@@ -16,7 +16,6 @@ from helpers import image, randomise_norms
 from repvgg_mm import FusedBlock, RepVGG, whole_model_convert
 from repvgg_mm.compare import relative_error
 
-
 # With statistics drawn at random these nets, with SE, amplify the rounding of float32 a million times.
 AMPLIFYING = ('timm repvgg_d2se', 'mmpretrain MobileOne s4')
 
