@@ -149,6 +149,8 @@ def deploy_config(cfg: Config) -> Config:
     for part in config_dicts(cfg._cfg_dict):
         part.pop('init_cfg', None)
         part.pop('pretrained', None)
+        if str(part.get('type')).endswith('TIMMBackbone'):
+            part['pretrained'] = False  # its default is to download
         if part.get('type') in REPVGG_TYPES:
             part['deploy'] = True
     replace_sync_bn(cfg)

@@ -31,7 +31,8 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize('module, internal', [('fusion', set()), ('block', {'.errors', '.fusion'}), ('errors', set())])
+@pytest.mark.parametrize('module, internal', [
+    ('fusion', set()), ('branch_sum', set()), ('block', {'.branch_sum', '.errors', '.fusion'}), ('errors', set())])
 def test_arithmetic_and_block_import_torch_alone(module, internal):
     found = imports_of(module)
     assert {name for name in found if name.startswith('.')} == internal
