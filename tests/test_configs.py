@@ -17,7 +17,9 @@ from repvgg_mm import compare_models, fast_dilations, whole_model_convert
 from repvgg_mm.block import named_blocks
 from repvgg_mm.runner import build_model, deploy_config, replace_sync_bn
 
-CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('pspnet_*.py'))  # the others: test_classification.py
+# The others: test_detection.py, test_classification.py.
+SEGMENTORS = ('pspnet', 'upernet', 'deeplabv3plus', 'fcn', 'semfpn')
+CONFIGS = sorted(path.name for name in SEGMENTORS for path in (ROOT / 'configs').glob(f'{name}_*.py'))
 
 pytestmark = pytest.mark.stack
 

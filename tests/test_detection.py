@@ -16,7 +16,8 @@ from repvgg_mm import compare_models, whole_model_convert
 from repvgg_mm.archs import get_arch
 from repvgg_mm.runner import build_model, deploy_config
 
-CONFIGS = sorted(path.name for path in (ROOT / 'configs').glob('retinanet_*.py'))
+DETECTORS = ('retinanet', 'atss', 'gfl', 'fcos')
+CONFIGS = sorted(path.name for name in DETECTORS for path in (ROOT / 'configs').glob(f'{name}_*.py'))
 DATA = Path(os.environ.get('REPVGG_MM_DATA', ROOT / 'data')) / 'bccd'
 
 pytestmark = pytest.mark.stack
@@ -37,6 +38,7 @@ def test_trains_a_step_and_converts(name):
     before = model.backbone.stage_4[0].branch_3x3.conv.weight.detach().clone()
     losses = model.train_step(batch, optimizer)
     assert torch.isfinite(losses['loss'])
+    assert cfg.optim_wrapper.paramwise_cfg.custom_keys['branch_norm.weight'].decay_mult == 1
     assert not torch.equal(before, model.backbone.stage_4[0].branch_3x3.conv.weight)
 
     model = model.double()

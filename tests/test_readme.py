@@ -17,7 +17,7 @@ def test_every_file_it_names_exists():
     named = set(re.findall(rf'(?:{folders})/[\w./]+\.(?:py|sh|md|png|txt)', README))
     assert len(named) > 10
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
-    configs = set(re.findall(r'`((?:pspnet|retinanet|classify)_\w+\.py)`', README))
+    configs = set(re.findall(r'`([a-z0-9]+_repvgg_\w+\.py)`', README))
     assert configs == {path.name for path in (ROOT / 'configs').glob('*.py')}
 
 
