@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from repvgg_mm import RepVGG, whole_model_convert
+from repvgg_mm.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
 
 
@@ -93,23 +94,6 @@ def plain_net(model: RepVGG, norm: bool) -> nn.Module:
                 layers = [new, *([nn.BatchNorm2d(conv.out_channels)] if norm else []), nn.ReLU()]
                 setattr(parent, name, nn.Sequential(*layers))
     return plain
-
-
-def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass, parameters not counted, each storage once."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(x)
-    del out
-    return sum(kept.values())
 
 
 if __name__ == '__main__':

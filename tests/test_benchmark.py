@@ -1,0 +1,51 @@
+"""The benchmark tool measures what it says, on one machine's CPU; times themselves are not tested."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from helpers import TINY, pspnet
+from tool_runs import run_tool
+from torch import nn
+
+from repvgg_mm import whole_model_convert
+from repvgg_mm.benchmark import WORK, benchmark, conditions, saved_bytes, table
+
+
+def test_every_kind_of_work_and_its_figures():
+    model = pspnet(TINY)
+    models = {'deploy form': whole_model_convert(model), 'training form': model}
+    inputs = torch.randn(2, 3, 64, 64)
+    rows = benchmark(models, inputs, WORK, rounds=2)
+    assert [(row.model, row.work) for row in rows] == [(name, work) for work in WORK for name in models]
+    assert all(row.lower_ms <= row.median_ms <= row.upper_ms and row.median_ms > 0 for row in rows)
+    assert all((row.saved_mib is None) == (row.work == 'forward') for row in rows)
+    deploy, training = rows[:2]
+    assert deploy.million_parameters < training.million_parameters and deploy.gflops < training.gflops
+    assert all(p.grad is not None for p in models['deploy form'].decode_head.parameters())
+    assert '| training form | norm_eval step |' in table(rows)
+    assert conditions(inputs, 2)['shape'] == '(2, 3, 64, 64)'
+
+
+def test_saved_bytes_of_a_convolution_are_those_of_its_input():
+    assert saved_bytes(nn.Conv2d(3, 4, 3, bias=False), torch.randn(2, 3, 8, 8)) == 2 * 3 * 8 * 8 * 4
+
+
+def test_tool_writes_figures_and_a_picture(tmp_path):
+    result = run_tool('tools/benchmark.py', 'configs/pspnet_repvgg_a0_shapes.py', '--shape', '64', '64',
+                      '--rounds', '2', '--json', tmp_path / 'figures.json', '--plot', tmp_path / 'picture.png')
+    figures = json.loads((tmp_path / 'figures.json').read_text())
+    assert [row['model'] for row in figures['rows']] == [
+        f'pspnet_repvgg_a0_shapes, {form} form' for form in ('deploy', 'training')]
+    assert figures['conditions']['torch'] == torch.__version__ and 'dtype torch.float32' in result.stdout
+    assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['nothing.py'], 'A benchmark reads configs, and nothing.py is no file'),
+    (['configs/pspnet_repvgg_a0.py', '--rounds', '1'], 'A median needs two rounds or more')])
+def test_mistakes_are_explained(arguments, message):
+    result = run_tool('tools/benchmark.py', *arguments, check=False)
+    assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr

@@ -1,0 +1,46 @@
+"""Both forms of models and their rivals side by side: python tools/benchmark.py CONFIG ... --plot FILE.png"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from repvgg_mm.benchmark import WORK, benchmark, build_forms, conditions, draw, table, write_json
+from repvgg_mm.cli import run_tool
+from repvgg_mm.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description='Time models of configs, interleaved in one process, after a warm-up. No weights are loaded.')
+    parser.add_argument('configs', nargs='+', help='configs; models with RepVGG blocks are measured in both forms')
+    parser.add_argument('--shape', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'))
+    parser.add_argument('--batch', type=int, default=1, help='images a call')
+    parser.add_argument('--work', nargs='+', choices=WORK, default=['forward'])
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--json', type=Path, help='file for the figures')
+    parser.add_argument('--plot', type=Path, help='file for a picture (.png, .svg, .pdf)')
+    args = parser.parse_args()
+    for path in args.configs:
+        if not Path(path).is_file():
+            raise UserError(f'A benchmark reads configs, and {path} is no file. Name one of configs/.')
+    if args.rounds < 2 or args.batch < 1:
+        raise UserError(f'A median needs two rounds or more of one image or more, got --rounds {args.rounds} and '
+                        f'--batch {args.batch}. Raise them.')
+    inputs = torch.randn(args.batch, 3, *args.shape).to(args.device, getattr(torch, args.dtype))
+    if args.channels_last:
+        inputs = inputs.to(memory_format=torch.channels_last)
+    setting = conditions(inputs, args.rounds)
+    rows = benchmark(build_forms(args.configs), inputs, args.work, args.rounds)
+    print('\n' + ', '.join(f'{key} {value}' for key, value in setting.items()) + '\n' + table(rows))
+    if args.json:
+        write_json(args.json, rows, setting)
+    if args.plot:
+        draw(args.plot, rows, setting)
+
+
+if __name__ == '__main__':
+    run_tool(main)
