@@ -70,6 +70,9 @@ def benchmark(models: dict[str, nn.Module], inputs: Tensor, works: Iterable[str]
     """Every model does each kind of work, interleaved; a step is forward and backward of the mean of all outputs.
 
     In a norm_eval step every norm stays on running statistics.
+
+    Raises:
+        UserError: a model cannot take the input.
     """
     models = {name: model.to(inputs.device, inputs.dtype) for name, model in models.items()}
     if inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
@@ -77,10 +80,16 @@ def benchmark(models: dict[str, nn.Module], inputs: Tensor, works: Iterable[str]
     rows = []
     for work in track_iter_progress(list(works)):
         kept = {}
+        call = _forward if work == 'forward' else _step
         for name, model in models.items():
             model.train(work == 'training step')
+            try:
+                call(model, inputs)
+            except (RuntimeError, ValueError) as error:
+                raise UserError(f'Every model gets the same input, and {name} cannot do a {work} with '
+                                f'{tuple(inputs.shape)}: {str(error).splitlines()[0]}. Choose --batch, --shape, --dtype '
+                                'or --work that it can.') from None
             kept[name] = None if work == 'forward' else saved_bytes(model, inputs) / 2**20
-        call = _forward if work == 'forward' else _step
         times = interleaved_latency({name: partial(call, model, inputs) for name, model in models.items()}, rounds)
         rows += [Row(name, work, *times[name], kept[name], count_parameters(model) / 1e6,
                      2 * count_macs(model, inputs) / 1e9) for name, model in models.items()]

@@ -45,6 +45,8 @@ def test_tool_writes_figures_and_a_picture(tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['nothing.py'], 'A benchmark reads configs, and nothing.py is no file'),
+    (['configs/pspnet_repvgg_a0_shapes.py', '--shape', '64', '64', '--work', 'training step'],
+     'cannot do a training step with (1, 3, 64, 64): Expected more than 1 value per channel'),
     (['configs/pspnet_repvgg_a0.py', '--rounds', '1'], 'A median needs two rounds or more')])
 def test_mistakes_are_explained(arguments, message):
     result = run_tool('tools/benchmark.py', *arguments, check=False)
