@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -87,8 +88,8 @@ def benchmark(models: dict[str, nn.Module], inputs: Tensor, works: Iterable[str]
                 call(model, inputs)
             except (RuntimeError, ValueError) as error:
                 raise UserError(f'Every model gets the same input, and {name} cannot do a {work} with '
-                                f'{tuple(inputs.shape)}: {str(error).splitlines()[0]}. Choose --batch, --shape, --dtype '
-                                'or --work that it can.') from None
+                                f'{tuple(inputs.shape)}: {str(error).splitlines()[0]}. Choose --batch, --shape, '
+                                '--dtype or --work that it can.') from None
             kept[name] = None if work == 'forward' else saved_bytes(model, inputs) / 2**20
         times = interleaved_latency({name: partial(call, model, inputs) for name, model in models.items()}, rounds)
         rows += [Row(name, work, *times[name], kept[name], count_parameters(model) / 1e6,
@@ -146,8 +147,9 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
         axis.bar_label(bars, [f'{row.median_ms:.0f} ms' for row in done], padding=8)
         axis.set(title=work, xlim=(0, 1.25 * max(row.upper_ms for row in done)))
         axis.invert_yaxis()
-    axes[-1, 0].set_xlabel('ms, median and quartiles\n' + ', '.join(f'{key} {value}' for key, value in setting.items()),
-                           fontsize=8)
+    axes[-1, 0].set_xlabel('ms, median and quartiles')
+    made_with = ', '.join(f'{key} {value}' for key, value in setting.items())
+    figure.supxlabel(textwrap.fill(made_with, 120), fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
