@@ -123,12 +123,15 @@ class RepVGG(BaseModule):
         return all(module.deploy for module in self.modules() if isinstance(module, RepVGGBlock))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # N, in_channels, H, W
+        contiguous = x.is_contiguous()
         x = self.stem(x)
         features = []
         for name in self.stages:
             x = getattr(self, name)(x)                   # N, C_i, H_i, W_i
             features.append(x)
-        return tuple(features[i] for i in self.out_indices)
+        wanted = [features[i] for i in self.out_indices]
+        # Blocks may have gone over to channels_last, which some heads' .view() does not take.
+        return tuple(feature.contiguous() if contiguous else feature for feature in wanted)
 
     def switch_to_deploy(self) -> None:
         """Fuse every block; does nothing in deploy form.

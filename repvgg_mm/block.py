@@ -11,9 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .branch_sum import Geometry, Statistics, branch_sum
+from .branch_sum import Geometry, Norm, branch_sum, centres
 from .errors import UserError
 from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
+
+
+class Conv1x1(nn.Conv2d):
+    """nn.Conv2d of kernel size 1, which strides as `centres` does on a CPU."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.is_cpu:
+            return torch.conv2d(centres(x, self.stride), weight, bias, groups=self.groups)
+        return super()._conv_forward(x, weight, bias)
 
 
 class SqueezeExcitation(nn.Module):
@@ -87,7 +96,7 @@ class RepVGGBlock(nn.Module):
         if deploy:
             self.branch_reparam = conv3x3(bias=True)
         else:
-            conv1x1 = nn.Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
+            conv1x1 = Conv1x1(in_channels, out_channels, 1, stride, groups=groups, bias=False)
             self.branch_3x3 = nn.Sequential(OrderedDict(conv=conv3x3(bias=False), norm=norm(out_channels)))
             self.branch_1x1 = nn.Sequential(OrderedDict(conv=conv1x1, norm=norm(out_channels)))
             self.branch_norm = norm(in_channels) if identity else None
@@ -177,7 +186,7 @@ class RepVGGBlock(nn.Module):
         """Whether `branch_sum` can take this call: CPU, full precision, every norm on the statistics of this batch."""
         conv = self.branch_3x3.conv
         positions = [-(-size // stride) for size, stride in zip(x.shape[2:], conv.stride)]
-        return (x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu') and x.is_contiguous()
+        return (x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
                 and x.dtype == conv.weight.dtype and x.dtype in (torch.float32, torch.float64)
                 and conv.padding_mode == 'zeros'
                 and len(x) * positions[0] * positions[1] > 1  # else torch's BatchNorm says what is wrong
@@ -186,14 +195,11 @@ class RepVGGBlock(nn.Module):
                         for _, norm in self._named_norms()))
 
     def _branch_sum(self, x: Tensor) -> Tensor:
-        conv, norms = self.branch_3x3.conv, [norm for _, norm in self._named_norms()]
-        affine = [(norm.weight, norm.bias) for norm in norms]
-        out, *statistics = branch_sum(
-            x, conv.weight, affine[0], self.branch_1x1.conv.weight, affine[1], affine[2] if affine[2:] else None,
-            [norm.eps for norm in norms], Geometry(conv.stride, conv.padding, conv.dilation, conv.groups))
-        for norm, batch in zip(norms, statistics):
-            _update_running(norm, batch, out.numel() // out.shape[1])
-        return out
+        conv = self.branch_3x3.conv
+        norms = [_in_training(norm) for _, norm in self._named_norms()]
+        return branch_sum(x, conv.weight, norms[0], self.branch_1x1.conv.weight, norms[1],
+                          norms[2] if norms[2:] else None,
+                          Geometry(conv.stride, conv.padding, conv.dilation, conv.groups))
 
     @contextmanager
     def _statistics_untouched(self) -> Iterator[None]:
@@ -259,13 +265,10 @@ def scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
     return scale_shift_of_norm(*(None if t is None else t.to(dtype) for t in tensors), norm.eps)
 
 
-@torch.no_grad()
-def _update_running(norm: _BatchNorm, batch: Statistics, count: int) -> None:
-    norm.num_batches_tracked += 1
+def _in_training(norm: _BatchNorm) -> Norm:
+    norm.num_batches_tracked.add_(1)
     momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(batch.mean.to(norm.running_mean.dtype), momentum)
-    unbiased = batch.var * (count / (count - 1))
-    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+    return Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
 
 
 def _trains(norm: _BatchNorm) -> bool:

@@ -338,3 +338,10 @@ def test_norms_without_running_statistics():
 def test_act_cfg(deploy):
     model = RepVGG(TINY, act_cfg=dict(type='LeakyReLU', negative_slope=0.3), deploy=deploy)
     assert {(type(block.act), block.act.negative_slope) for _, block in named_blocks(model)} == {(nn.LeakyReLU, 0.3)}
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_features_are_in_the_memory_format_of_the_image(memory_format):
+    model = backbone().train()
+    features = model(torch.randn(2, 3, 48, 64).to(memory_format=memory_format))
+    assert all(feature.is_contiguous(memory_format=memory_format) for feature in features)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from helpers import block, branch_sum, image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from repvgg_mm.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
 
 SHAPES = dict(
@@ -68,36 +72,49 @@ def test_frozen_parameters_and_input_get_no_gradient():
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ['branch_1x1.conv.weight']
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_gives_channels_last(memory_format):
+    model = block(8, 12, stride=2, dtype=torch.float32).train()
+    x = image(2, 8, 9, 11, dtype=torch.float32).to(memory_format=memory_format)
+    expected = branch_sum(copy.deepcopy(model), x)
+    out = model(x)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert_close(out, expected)
+
+
+STEM = """
+import torch
+from repvgg_mm.benchmark import saved_bytes
+from repvgg_mm.block import RepVGGBlock, branch_by_branch
+stem = RepVGGBlock(3, 48, stride=2).train()
+x = torch.randn(2, 3, 256, 256).to(memory_format=torch.channels_last)
+for _ in range(4):
+    stem(x).mean().backward()
+    with branch_by_branch(stem):
+        stem(x).mean().backward()
+    with torch.autocast('cpu', torch.bfloat16):
+        stem(x).mean().backward()
+"""
+
+
+def test_a_stem_in_channels_last_does_not_crash_the_process():
+    subprocess.run([sys.executable, '-c', STEM], check=True, env={**os.environ, 'MALLOC_CHECK_': '3'})
+
+
 def test_saves_no_more_than_a_plain_convolution_with_batchnorm():
     x = image(2, 8, 64, 64).requires_grad_()
     plain = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()).double()
     ours = block(identity=True).train()
-    assert saved_bytes(ours, x) <= 1.1 * saved_bytes(plain, x)
+    assert saved_bytes(ours, x) <= 1.01 * saved_bytes(plain, x)
     with branch_by_branch(ours):
         assert saved_bytes(ours, x) >= 1.3 * saved_bytes(plain, x)  # what it saves
 
 
-def saved_bytes(model: nn.Module, x: Tensor) -> int:
-    kept = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(x)
-    del out
-    return sum(kept.values())
-
-
-@pytest.mark.parametrize('change', ['channels_last', 'reflect', 'one_frozen', 'autocast', 'sync'])
+@pytest.mark.parametrize('change', ['reflect', 'one_frozen', 'autocast', 'sync'])
 def test_falls_back_to_the_branches(change, monkeypatch):
     model = block(identity=True, dtype=torch.float32,
                   padding_mode='reflect' if change == 'reflect' else 'zeros').train()
     x = image(2, 8, 8, 8, dtype=torch.float32)
-    if change == 'channels_last':
-        x = x.to(memory_format=torch.channels_last)
     if change == 'one_frozen':
         model.branch_norm.eval()
     if change == 'sync':  # one process without a GPU: torch computes it as BatchNorm
