@@ -65,7 +65,7 @@ def settle_statistics(model):
 
 
 def flat(out):
-    return [out] if isinstance(out, torch.Tensor) else [tensor for part in out for tensor in flat(part)]
+    return [out] if isinstance(out, torch.Tensor) else [tensor for part in out or () for tensor in flat(part)]
 
 
 @torch.no_grad()
