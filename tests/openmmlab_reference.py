@@ -1,4 +1,4 @@
-"""Run where mmyolo and mmpose are: convert blocks and whole models of theirs, write the worst relative errors as JSON."""
+"""Run where mmyolo and mmpose are: convert blocks and models of theirs, write the worst relative errors as JSON."""
 
 import importlib
 import json
