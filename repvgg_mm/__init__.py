@@ -9,6 +9,7 @@ except ImportError as error:
         "Install one stack, not both: pip install 'repvgg_mm[openmmlab]' or pip install 'repvgg_mm[onedl]' "
         '(torch first; see "Set-up" in the README).') from error
 
+from . import foreign_blocks  # noqa: F401  registers what it knows
 from .archs import ARCHS, Arch
 from .backbone import RepVGG, fast_dilations
 from .block import RepVGGBlock

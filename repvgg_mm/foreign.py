@@ -1,6 +1,7 @@
 """Blocks of other libraries that are sums of convolutions with BatchNorm, found by type name and fused alike.
 
-Nothing is imported from those libraries: a block is known by the names of its class and its bases.
+Nothing is imported from those libraries: a block is known by the names of its class and its bases. Which blocks
+are registered stands in `foreign_blocks`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ READERS: dict[str, Callable[[nn.Module], Parts | None]] = {}
 def fusible(*names: str) -> Callable:
     """Register a function that takes blocks of these classes ('module.Class') apart: block -> Parts.
 
-    It returns None for a block in deploy form, which then stays as it is.
+    It returns None for a block in deploy form, which then stays as it is. It is also asked for subclasses that
+    inherit the class's forward; one with its own has to be registered itself.
     """
     def register(reader: Callable[[nn.Module], Parts | None]) -> Callable[[nn.Module], Parts | None]:
         READERS.update(dict.fromkeys(names, reader))
@@ -94,17 +96,27 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def unknown_switches(model: nn.Module) -> list[str]:
-    """Innermost modules with a method `switch_to_deploy` that are in no registry, as 'name (type)'."""
+    """What looks fusible and is in no registry, as 'name (type)'.
+
+    That is: innermost modules with a method `switch_to_deploy`, and subclasses of registered blocks with a forward
+    of their own.
+    """
     from .backbone import RepVGG
     from .block import RepVGGBlock
 
     def switches(module: nn.Module) -> bool:
         return hasattr(module, 'switch_to_deploy')
 
-    return [f'{name or "the model"} ({_names_of(type(module))[0]})' for name, module in model.named_modules()
-            if switches(module) and not isinstance(module, (RepVGG, RepVGGBlock)) and _reader_of(module) is None
-            and not any(switches(child) or isinstance(child, FusedBlock)
-                        for child in module.modules() if child is not module)]
+    def unknown(module: nn.Module) -> bool:
+        if isinstance(module, (RepVGG, RepVGGBlock)) or _reader_of(module) is not None:
+            return False
+        if any(_name_of(base) in READERS for base in type(module).__mro__):
+            return True
+        children = [child for child in module.modules() if child is not module]
+        return switches(module) and not any(switches(child) or isinstance(child, FusedBlock) for child in children)
+
+    return [f'{name or "the model"} ({_name_of(type(module))})' for name, module in model.named_modules()
+            if unknown(module)]
 
 
 @MODELS.register_module()
@@ -172,61 +184,11 @@ def _check_geometry(conv: nn.Conv2d, widest: nn.Conv2d) -> None:
 
 
 def _reader_of(module: nn.Module) -> Callable[[nn.Module], Parts | None] | None:
-    return next((READERS[name] for name in _names_of(type(module)) if name in READERS), None)
+    """That of the nearest registered base, if the class computes as that base does."""
+    cls = type(module)
+    base = next((base for base in cls.__mro__ if _name_of(base) in READERS), None)
+    return READERS[_name_of(base)] if base is not None and cls.forward is base.forward else None
 
 
-def _names_of(cls: type) -> list[str]:
-    return [f'{base.__module__}.{base.__qualname__}' for base in cls.__mro__]
-
-
-def _tail(block: nn.Module, *names: str) -> dict[str, nn.Module]:
-    return {name: module for name in names if (module := getattr(block, name, None)) is not None}
-
-
-def _branches(*modules: nn.Module | None) -> list[Branch]:
-    """Of pairs of a convolution and its norm, of norms alone, None left out."""
-    return [Branch(None, module) if isinstance(module, _BatchNorm) else Branch(*_conv_and_norm(module))
-            for module in modules if module is not None]
-
-
-def _conv_and_norm(pair: nn.Module) -> tuple[nn.Conv2d, _BatchNorm]:
-    norm = getattr(pair, 'bn', None)
-    return pair.conv, pair.norm if norm is None else norm
-
-
-@fusible('mmpretrain.models.backbones.repvgg.RepVGGBlock', 'mmpose.models.utils.reparam_layers.RepVGGBlock')
-def _openmmlab_repvgg(block: nn.Module) -> Parts | None:
-    if hasattr(block, 'branch_reparam'):
-        return None
-    return Parts(_branches(block.branch_3x3, block.branch_1x1, block.branch_norm), _tail(block, 'se_layer', 'act'))
-
-
-@fusible('mmpretrain.models.backbones.mobileone.MobileOneBlock')
-def _mmpretrain_mobileone(block: nn.Module) -> Parts | None:
-    if hasattr(block, 'branch_reparam'):
-        return None
-    return Parts(_branches(*block.branch_conv_list, block.branch_scale, block.branch_norm), _tail(block, 'se', 'act'))
-
-
-@fusible('mmyolo.models.layers.yolo_bricks.RepVGGBlock')
-def _mmyolo_repvgg(block: nn.Module) -> Parts | None:
-    if hasattr(block, 'rbr_reparam'):
-        return None
-    dense, small, *identity = _branches(block.rbr_dense, block.rbr_1x1, block.rbr_identity)
-    if block.alpha:
-        small = small._replace(factor=block.alpha.detach())
-    return Parts([dense, small, *identity], _tail(block, 'se', 'nonlinearity'))
-
-
-@fusible('timm.models.byobnet.RepVggBlock')
-def _timm_repvgg(block: nn.Module) -> Parts | None:
-    if block.reparam_conv is not None:
-        return None
-    return Parts(_branches(block.conv_kxk, block.conv_1x1, block.identity), _tail(block, 'attn', 'act'))
-
-
-@fusible('timm.models.byobnet.MobileOneBlock')
-def _timm_mobileone(block: nn.Module) -> Parts | None:
-    if block.reparam_conv is not None:
-        return None
-    return Parts(_branches(*block.conv_kxk, block.conv_scale, block.identity), _tail(block, 'attn', 'act'))
+def _name_of(cls: type) -> str:
+    return f'{cls.__module__}.{cls.__qualname__}'

@@ -89,6 +89,18 @@ def test_all_or_nothing_with_the_blocks_name(registered):
     assert model['ours'].backbone.deploy is False and isinstance(model['good'], HomeMade)
 
 
+def test_a_subclass_with_a_forward_of_its_own_is_mentioned_and_left_alone(registered):
+    class Doubled(HomeMade):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = randomise_norms(nn.Sequential(HomeMade(), Doubled())).double().eval()
+    with pytest.warns(UserWarning, match=r'Left as they are.*: 1 \(.*Doubled\)\. Register their type') as caught:
+        deploy = whole_model_convert(model)
+    assert len(caught) == 1 and isinstance(deploy[0], FusedBlock) and isinstance(deploy[1], Doubled)
+    assert_close(deploy(image(1, 8, 9, 9)), model(image(1, 8, 9, 9)), rtol=1e-10, atol=1e-10)
+
+
 def test_an_unknown_switch_is_mentioned_and_left_alone():
     class Unknown(nn.Conv2d):
         def switch_to_deploy(self):
@@ -103,7 +115,15 @@ def test_an_unknown_switch_is_mentioned_and_left_alone():
 def test_models_of_other_libraries_compute_the_same(tmp_path):
     run_peer('tests/foreign_reference.py', tmp_path / 'errors.json')
     errors = json.loads((tmp_path / 'errors.json').read_text())
-    assert len(errors) == 21
+    assert len(errors) == 27
+    assert all(error <= (1e-10 if 'float64' in name else 1e-5) for name, error in errors.items()), errors
+
+
+@pytest.mark.stack
+def test_blocks_and_models_of_mmyolo_and_mmpose_compute_the_same(tmp_path):
+    run_peer('tests/openmmlab_reference.py', tmp_path / 'errors.json')
+    errors = json.loads((tmp_path / 'errors.json').read_text())
+    assert len(errors) == 46
     assert all(error <= (1e-10 if 'float64' in name else 1e-5) for name, error in errors.items()), errors
 
 

@@ -25,7 +25,7 @@ def run_tool(
 
 
 def run_peer(*command: object, **options) -> subprocess.CompletedProcess:
-    """`run_tool` in the environment that has mmpretrain, timm and torchvision beside the packages of this one."""
+    """`run_tool` in the environment made by `make peers`, which has other libraries beside the packages of this one."""
     python = Path(f'{sys.prefix}-peers') / 'bin' / 'python'
     assert python.exists(), f'{python} is missing. Run: make peers'
     return run_tool(*command, python=python, **options)
