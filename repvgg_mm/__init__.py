@@ -10,6 +10,7 @@ except ImportError as error:
         '(torch first; see "Set-up" in the README).') from error
 
 from . import foreign_blocks  # noqa: F401  registers what it knows
+from .amp import BFloat16OptimWrapper
 from .archs import ARCHS, Arch
 from .backbone import RepVGG, fast_dilations
 from .block import RepVGGBlock
@@ -24,6 +25,6 @@ from .weights import load_strictly
 __version__ = '0.1.0'
 
 __all__ = [
-    'ARCHS', 'Arch', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock', 'RepVGGConvertHook', 'UserError',
+    'ARCHS', 'Arch', 'BFloat16OptimWrapper', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock', 'RepVGGConvertHook', 'UserError',
     'compare_models', 'fast_dilations', 'fusible', 'load_strictly', 'read_checkpoint', 'whole_model_convert',
 ]

@@ -124,10 +124,15 @@ def test_resumed_run_ends(ema_config, trained, shapes):
     assert (trained / 'iter_6.pth').is_file()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works on a GPU')
-def test_mixed_precision_needs_a_gpu(tmp_path):
-    result = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, '--amp', check=False)
-    assert_refused(result, '--amp', 'needs a GPU')
+@pytest.mark.skipif(torch.cuda.is_available(), reason='on a GPU --amp is float16')
+def test_mixed_precision_on_a_cpu(shapes, tmp_path):
+    run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, '--amp', '--cfg-options', *small_data(shapes),
+             *iterations(2))
+    assert Config.fromfile(tmp_path / Path(CONFIG).name).optim_wrapper.type == 'BFloat16OptimWrapper'
+    weights = read_checkpoint(tmp_path / 'iter_2.pth')['state_dict']
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}
+    result = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, '--amp-dtype', 'float16', check=False)
+    assert_refused(result, 'float16 needs a GPU', '--amp alone')
 
 
 def test_checkpoint_with_leading_module(checkpoint, shapes, tmp_path):
