@@ -29,7 +29,8 @@ def raw_outputs(model: nn.Module, *inputs: Tensor) -> object:
 
 def is_two_stage(model: nn.Module) -> bool:
     """Whether `model` is a TwoStageDetector of mmdet, which is not imported for this."""
-    return any(cls.__name__ == 'TwoStageDetector' and cls.__module__.startswith('mmdet.') for cls in type(model).__mro__)
+    return any(cls.__module__.startswith('mmdet.') and cls.__name__ == 'TwoStageDetector'
+               for cls in type(model).__mro__)
 
 
 def fixed_proposals(count: int, height: int, width: int) -> Tensor:

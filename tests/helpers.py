@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
+from tool_runs import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from tool_runs import ROOT
 from torch.utils._pytree import tree_flatten_with_path
 
 import repvgg_mm

@@ -60,8 +60,9 @@ def test_a_perturbed_head_is_found():
 
 
 @pytest.mark.parametrize('part, found', [
-    ('rpn_head.rpn_conv', 'rpn_head'), ('rpn_head.rpn_reg', 'rpn_head'), ('roi_head.bbox_head.shared_fcs.0', 'roi_head'),
-    ('roi_head.bbox_head.fc_reg', 'roi_head'), ('roi_head.mask_head.convs.2.conv', 'roi_head'),
+    ('rpn_head.rpn_conv', 'rpn_head'), ('rpn_head.rpn_reg', 'rpn_head'),
+    ('roi_head.bbox_head.shared_fcs.0', 'roi_head'), ('roi_head.bbox_head.fc_reg', 'roi_head'),
+    ('roi_head.mask_head.convs.2.conv', 'roi_head'),
     ('roi_head.mask_head.conv_logits', 'roi_head'), ('neck.fpn_convs.0.conv', 'r')])
 def test_a_perturbed_stage_of_a_two_stage_detector_is_found(part, found):
     model = two_stage('maskrcnn').double()
