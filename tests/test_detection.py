@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import two_stage_config
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.structures import InstanceData
-from tool_runs import ROOT, iterations, metric, run_tool
+from tool_runs import ROOT, derived_config, iterations, metric, run_tool, small_data
 
 from repvgg_mm import compare_models, whole_model_convert
 from repvgg_mm.archs import get_arch
 from repvgg_mm.runner import build_model, deploy_config, replace_sync_bn
+from repvgg_mm.shapes import make_shapes
 
 DETECTORS = ('retinanet', 'atss', 'gfl', 'fcos', 'fasterrcnn', 'maskrcnn', 'tood', 'rtmdet')
 CONFIGS = sorted(path.name for name in DETECTORS for path in (ROOT / 'configs').glob(f'{name}_*.py'))
@@ -64,18 +66,52 @@ def test_trains_a_step_and_converts(name):
     assert {k: v.shape for k, v in rebuilt.state_dict().items()} == {k: v.shape for k, v in deploy.state_dict().items()}
 
 
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    return make_shapes(tmp_path_factory.mktemp('shapes'), num_train=6, num_val=2, size=64)
+
+
+def train_convert_test(config: object, folder: Path, options: list[str]) -> None:
+    """The tools one after the other; both forms find the same boxes."""
+    run_tool('tools/train.py', config, '--work-dir', folder / 'train', '--cfg-options', *options, *iterations(2))
+    checkpoint = folder / 'train' / 'iter_2.pth'
+    result = run_tool('tools/convert_whole.py', config, checkpoint, '--out', folder / 'deploy', '--shape', 64, 64,
+                      '--cfg-options', *options)
+    assert f'Wrote {folder / "deploy" / "deploy.pth"}' in result.stdout
+    found = {}
+    for name, pair in dict(training=[config, checkpoint],
+                           deploy=[folder / 'deploy/deploy.py', folder / 'deploy/deploy.pth']).items():
+        run_tool('tools/test.py', *pair, '--work-dir', folder / name, '--out', folder / f'{name}.pkl',
+                 '--cfg-options', *options)
+        found[name] = metric(folder / name, 'coco/bbox_mAP')
+    assert found['training'] == pytest.approx(found['deploy'], abs=1e-3)
+
+
+def test_the_tools_on_a_two_stage_detector(shapes, tmp_path):
+    config = derived_config(
+        tmp_path / 'fasterrcnn.py', f"model = dict(_delete_=True, **{two_stage_config('fasterrcnn')})\n"
+        "custom_hooks = [dict(type='RepVGGConvertHook', shape=(64, 64))]", 'configs/retinanet_repvgg_a0_shapes.py')
+    options = [*small_boxes(shapes), 'model.test_cfg.rcnn.score_thr=0.0']
+    train_convert_test(config, tmp_path, options)
+    assert (tmp_path / 'train' / 'iter_2_deploy.pth').is_file()
+    result = run_tool('tools/benchmark.py', tmp_path / 'fasterrcnn.py', '--shape', 64, 64, '--rounds', 2,
+                      '--work', 'forward', 'norm_eval step')
+    assert result.stdout.count('fasterrcnn, deploy form') == 2
+
+
+def test_the_tools_on_the_shapes(shapes, tmp_path):
+    options = [*small_boxes(shapes), 'model.test_cfg.score_thr=0.0']
+    train_convert_test('configs/retinanet_repvgg_a0_shapes.py', tmp_path, options)
+
+
+def small_boxes(root: Path) -> list[str]:
+    return [*small_data(root), *(f'{split}_evaluator.ann_file={root / "annotations/val.json"}'
+                                 for split in ('val', 'test'))]
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'no real data: {DATA} is missing, set REPVGG_MM_DATA')
 def test_the_tools_on_real_images(tmp_path):
-    config = 'configs/retinanet_repvgg_a0_bccd.py'
     options = [f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
                for option in ('num_workers=0', 'persistent_workers=False')]
-    run_tool('tools/train.py', config, '--work-dir', tmp_path / 'train', '--cfg-options', *iterations(2), *options,
-             'train_dataloader.batch_size=2')
-    checkpoint = tmp_path / 'train' / 'iter_2.pth'
-    run_tool('tools/convert_whole.py', config, checkpoint, '--out', tmp_path / 'deploy', '--shape', '128', '160')
-    options += ['model.test_cfg.score_thr=0.0']
-    for name, pair in dict(training=[config, checkpoint],
-                           deploy=[tmp_path / 'deploy/deploy.py', tmp_path / 'deploy/deploy.pth']).items():
-        run_tool('tools/test.py', *pair, '--work-dir', tmp_path / name, '--cfg-options', *options)
-    found = [metric(tmp_path / name, 'coco/bbox_mAP') for name in ('training', 'deploy')]
-    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    train_convert_test('configs/retinanet_repvgg_a0_bccd.py', tmp_path, [
+        *options, 'train_dataloader.batch_size=2', 'model.test_cfg.score_thr=0.0'])
