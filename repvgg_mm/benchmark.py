@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from .convert import fusible_or_fused, whole_model_convert
 from .errors import UserError
 from .measure import count_macs, count_parameters, interleaved_latency
+from .raw_outputs import raw_outputs
 from .runner import build_model, config_dicts, replace_sync_bn
 
 WORK = ('forward', 'norm_eval step', 'training step')
@@ -109,7 +110,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
         return tensor
 
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = model(inputs)
+        out = raw_outputs(model, inputs)
     del out
     return sum(kept.values())
 
@@ -157,13 +158,13 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
 
 def _forward(model: nn.Module, inputs: Tensor) -> None:
     with torch.no_grad():
-        model(inputs)
+        raw_outputs(model, inputs)
 
 
 def _step(model: nn.Module, inputs: Tensor) -> None:
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
-        means = [tensor.mean() for tensor in _tensors(model(inputs))]
+        means = [tensor.mean() for tensor in _tensors(raw_outputs(model, inputs))]
         if not any(mean.requires_grad for mean in means):
             raise UserError('A step needs outputs with gradients, and the model has none. Measure --work forward.')
         sum(means).backward()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .backbone import RepVGG
 from .block import branch_by_branch
+from .raw_outputs import raw_outputs
 
 
 @torch.no_grad()
@@ -18,7 +19,8 @@ def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> d
 
     Both are called with `inputs` in eval mode, RepVGG blocks in training form branch by branch.
     The keys are the outputs of each RepVGG inside ('backbone[0]', ...) and of the model
-    ('output', or 'output[0]', ...); for an OpenMMLab model the latter are the head's raw outputs.
+    ('output', or 'output[0]', ...); for an OpenMMLab model the latter are the head's raw outputs,
+    for a two-stage detector those of both stages on the same proposals (see `raw_outputs`).
     An output that is not finite has the error inf.
 
     Raises:
@@ -51,7 +53,7 @@ def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         for name, module in model.named_modules() if isinstance(module, RepVGG) and module is not model]
     try:
         with evaluating(model), branch_by_branch(model):
-            outputs.update(_flatten('output', model(*inputs)))
+            outputs.update(_flatten('output', raw_outputs(model, *inputs)))
     finally:
         for hook in hooks:
             hook.remove()

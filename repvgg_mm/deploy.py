@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -14,14 +13,14 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from .block import RepVGGBlock, branch_by_branch
+from .block import RepVGGBlock
 from .checkpoint import atomic_path, read_checkpoint, sha256_of, write_checkpoint
 from .compare import compare_models
 from .convert import whole_model_convert
 from .errors import UserError
 from .foreign import FusedBlock
 from .layouts import form_of
-from .measure import count_macs, count_parameters, interleaved_latency
+from .measure import count_macs, count_parameters, form_latency
 from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
 from .weights import load_strictly, state_dict_of
 
@@ -103,13 +102,7 @@ def compare(trained: nn.Module, deploy: nn.Module, inputs: Tensor) -> dict[str, 
 def report(conversion: Conversion) -> str:
     """A table of both forms: blocks, parameters, FLOPs, latency; and the worst error of each output."""
     trained, deploy, inputs = conversion.trained, conversion.deploy, conversion.inputs
-
-    def call_branches() -> None:
-        with branch_by_branch(trained):
-            trained(inputs)
-
-    latency = interleaved_latency({
-        'branches': call_branches, 'training': partial(trained, inputs), 'deploy': partial(deploy, inputs)})
+    latency = form_latency(trained, deploy, inputs)
     blocks = sum(isinstance(module, (RepVGGBlock, FusedBlock)) for module in deploy.modules())
     height, width = inputs.shape[2:]
     lines = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .block import branch_by_branch
 from .compare import evaluating
+from .raw_outputs import raw_outputs
 
 
 class Latency(NamedTuple):
@@ -34,7 +36,7 @@ def count_macs(model: nn.Module, *inputs: Tensor) -> int:
     Blocks in training form count branch by branch. FLOPs are twice this number.
     """
     with evaluating(model), branch_by_branch(model), FlopCounterMode(display=False) as counter:
-        model(*inputs)
+        raw_outputs(model, *inputs)
     return counter.get_total_flops() // 2
 
 
@@ -54,6 +56,18 @@ def interleaved_latency(calls: Mapping[str, Callable[[], object]], rounds: int =
             times[name].append((time.perf_counter() - start) * 1000)
     return {name: Latency(statistics.median(counted), *statistics.quantiles(counted, n=4)[::2])
             for name, (_, *counted) in times.items()}
+
+
+def form_latency(trained: nn.Module, deploy: nn.Module, inputs: Tensor, rounds: int = 15) -> dict[str, Latency]:
+    """Of one forward call of 'branches' (the training form, branch by branch), 'training' and 'deploy'."""
+    def call_branches() -> None:
+        with branch_by_branch(trained):
+            raw_outputs(trained, inputs)
+
+    return interleaved_latency({
+        'branches': call_branches,
+        'training': partial(raw_outputs, trained, inputs),
+        'deploy': partial(raw_outputs, deploy, inputs)}, rounds)
 
 
 def _synchronise() -> None:

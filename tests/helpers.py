@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
+from tool_runs import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -106,6 +108,12 @@ def retinanet(arch: str | dict = TINY, **backbone) -> nn.Module:
     return randomise_norms(MODELS.build(retinanet_config(arch, **backbone))).eval()
 
 
+def two_stage(name: str, arch: str | dict = TINY) -> nn.Module:
+    """A 'fasterrcnn' or 'maskrcnn' of mmdet on RepVGG in eval mode, see `two_stage_config`."""
+    torch.manual_seed(0)
+    return randomise_norms(MODELS.build(ConfigDict(two_stage_config(name, arch)))).eval()
+
+
 def pspnet_config(arch: str | dict = TINY, **backbone) -> dict:
     """3 classes; output stride 8 unless `backbone` says otherwise. `_scope_` lets any registry build it."""
     widths = get_arch(arch).stage_channels
@@ -150,3 +158,21 @@ def retinanet_config(arch: str | dict = TINY, **backbone) -> dict:
             sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1, debug=False),
         test_cfg=dict(nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5),
                       max_per_img=100))
+
+
+def two_stage_config(name: str, arch: str | dict = TINY) -> dict:
+    """The base of configs/ by its name with 5 classes, narrow heads and 12 proposals an image."""
+    model = Config.fromfile(ROOT / 'configs' / '_base_' / 'models' / f'{name}_repvgg.py').model.to_dict()
+    model['_scope_'] = 'mmdet'
+    model['backbone']['arch'] = arch
+    model['neck'].update(in_channels=list(get_arch(arch).stage_channels), out_channels=16)
+    model['rpn_head'].update(in_channels=16, feat_channels=16)
+    for part, settings in model['roi_head'].items():
+        if part.endswith('extractor'):
+            settings['out_channels'] = 16
+        elif part.endswith('head'):
+            settings.update(in_channels=16, num_classes=5)
+    model['roi_head']['bbox_head']['fc_out_channels'] = 32
+    model['roi_head'].get('mask_head', {})['conv_out_channels'] = 16
+    model['test_cfg']['rpn']['max_per_img'] = 12
+    return model

@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from helpers import TINY, assert_same_state, backbone, image, pspnet, retinanet, snapshot
+from helpers import TINY, assert_same_state, backbone, image, pspnet, retinanet, snapshot, two_stage
 from torch import nn
 
 from repvgg_mm import compare_models, whole_model_convert
 from repvgg_mm.compare import relative_error
 
 X = image(2, 3, 64, 64)
+FIRST_STAGE = [f"output['rpn_head'][{i}][{j}]" for i in range(2) for j in range(5)]
 
 
 def modes(model: nn.Module) -> dict[str, bool]:
@@ -20,7 +21,9 @@ def modes(model: nn.Module) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize('build, head', [
-    (pspnet, ['output']), (retinanet, [f'output[{i}][{j}]' for i in range(2) for j in range(5)])])
+    (pspnet, ['output']), (retinanet, [f'output[{i}][{j}]' for i in range(2) for j in range(5)]),
+    (lambda: two_stage('fasterrcnn'), FIRST_STAGE + ["output['roi_head'][0]", "output['roi_head'][1]"]),
+    (lambda: two_stage('maskrcnn'), FIRST_STAGE + [f"output['roi_head'][{i}]" for i in range(3)])])
 def test_every_output_is_compared(build, head):
     model = build().double()
     errors = compare_models(model, whole_model_convert(model), X)
@@ -54,6 +57,22 @@ def test_a_perturbed_head_is_found():
     errors = compare_models(model, converted, X)
     assert max(errors[f'backbone[{i}]'] for i in range(4)) <= 1e-10
     assert errors['output'] > 1e-8
+
+
+@pytest.mark.parametrize('part, found', [
+    ('rpn_head.rpn_conv', 'rpn_head'), ('rpn_head.rpn_reg', 'rpn_head'),
+    ('roi_head.bbox_head.shared_fcs.0', 'roi_head'), ('roi_head.bbox_head.fc_reg', 'roi_head'),
+    ('roi_head.mask_head.convs.2.conv', 'roi_head'),
+    ('roi_head.mask_head.conv_logits', 'roi_head'), ('neck.fpn_convs.0.conv', 'r')])
+def test_a_perturbed_stage_of_a_two_stage_detector_is_found(part, found):
+    model = two_stage('maskrcnn').double()
+    converted = whole_model_convert(model)
+    with torch.no_grad():
+        converted.get_submodule(part).weight.flatten()[0] += 1e-2
+    errors = compare_models(model, converted, X)
+    wrong = [name for name, error in errors.items() if error > 1e-10]
+    assert wrong and all(name.startswith(f"output['{found}") for name in wrong)
+    assert max(errors[name] for name in wrong) > 1e-6
 
 
 def test_the_reference_is_the_sum_of_branches():
