@@ -6,11 +6,8 @@ The model is an mmseg PSPNet on RepVGG-B3 at output stride 8 with random BatchNo
 
 Time is that of the one call, the median over fresh copies of the model.
 
-Memory is counted in tensors, because the process' size depends on what the allocator
-keeps. A TorchDispatchMode sees the result of every operation, temporaries included, and
-holds a weak reference to its storage; after each operation the bytes of all storages alive,
-the model's own among them, are summed up. What one operation uses inside itself is not seen.
-The sum falls from block to block, as a fused block is smaller than its branches. Two figures:
+Memory is counted in tensors (`repvgg_mm.measure.LiveBytes`), the model's own among them. The
+sum falls from block to block, as a fused block is smaller than its branches. Two figures:
 
 peak above the start   the largest sum minus the model's own bytes
 largest rise           the largest sum minus the smallest before it: what a block needs
@@ -23,18 +20,15 @@ import argparse
 import copy
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from mmseg.registry import MODELS
 from mmseg.utils import register_all_modules
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 import repvgg_mm
 from repvgg_mm.block import named_blocks
+from repvgg_mm.measure import LiveBytes, cpu_name
 
 MAX_SECONDS, MAX_KERNELS = 0.5, 1.0
 
@@ -92,43 +86,6 @@ def conversion_time(model: nn.Module) -> float:
     start = time.perf_counter()
     repvgg_mm.whole_model_convert(model, inplace=True)
     return time.perf_counter() - start
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of a model and of all tensors made inside this context: at its start, at most, and largest rise."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
-        for tensor in model.state_dict().values():
-            self.add(tensor)
-        self.start = self.peak = self.least = self.sum()
-        self.rise = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                self.add(tensor)
-        now = self.sum()
-        self.peak, self.least = max(self.peak, now), min(self.least, now)
-        self.rise = max(self.rise, now - self.least)
-        return result
-
-    def add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-
-    def sum(self) -> int:
-        self.storages = {key: (ref, size) for key, (ref, size) in self.storages.items() if not ref.expired()}
-        return sum(size for _, size in self.storages.values())
-
-
-def cpu_name() -> str:
-    """The processor's name where Linux tells it."""
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), 'unknown CPU')
 
 
 def verdict(value: float, limit: float) -> str:

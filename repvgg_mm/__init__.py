@@ -25,6 +25,7 @@ from .weights import load_strictly
 __version__ = '0.1.0'
 
 __all__ = [
-    'ARCHS', 'Arch', 'BFloat16OptimWrapper', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock', 'RepVGGConvertHook', 'UserError',
-    'compare_models', 'fast_dilations', 'fusible', 'load_strictly', 'read_checkpoint', 'whole_model_convert',
+    'ARCHS', 'Arch', 'BFloat16OptimWrapper', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock',
+    'RepVGGConvertHook', 'UserError', 'compare_models', 'fast_dilations', 'fusible', 'load_strictly',
+    'read_checkpoint', 'whole_model_convert',
 ]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .convert import fusible_or_fused, whole_model_convert
 from .errors import UserError
-from .measure import count_macs, count_parameters, interleaved_latency
+from .measure import LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
 from .raw_outputs import raw_outputs
 from .runner import build_model, config_dicts, replace_sync_bn
 
@@ -35,17 +34,30 @@ class Row:
     lower_ms: float
     upper_ms: float
     saved_mib: float | None  # what a step keeps for its backward pass, parameters not counted
+    peak_mib: float          # at most alive during the work, above what was there before
     million_parameters: float
     gflops: float
 
 
-def conditions(inputs: Tensor, rounds: int) -> dict[str, str]:
-    """What a time depends on, to stand beside it."""
-    device = torch.cuda.get_device_name() if inputs.is_cuda else platform.processor() or platform.machine()
-    return dict(
-        device=f'{inputs.device.type} ({device})', threads=str(torch.get_num_threads()), dtype=str(inputs.dtype),
-        memory_format='channels_last' if inputs.is_contiguous(memory_format=torch.channels_last) else 'contiguous',
-        shape=str(tuple(inputs.shape)), torch=torch.__version__, rounds=str(rounds))
+@dataclass
+class Setting:
+    """How models are called: `amp` is a type for torch.autocast, None for none; `compile` is torch.compile."""
+
+    inputs: Tensor  # N, C, H, W
+    rounds: int = 15
+    amp: torch.dtype | None = None
+    compile: bool = False
+
+    def conditions(self) -> dict[str, str]:
+        """What a time depends on, to stand beside it."""
+        inputs = self.inputs
+        device = torch.cuda.get_device_name() if inputs.is_cuda else cpu_name()
+        last = inputs.is_contiguous(memory_format=torch.channels_last)
+        return dict(
+            device=f'{inputs.device.type} ({device})', threads=str(torch.get_num_threads()),
+            dtype=f'{inputs.dtype}'.removeprefix('torch.'), amp=f'{self.amp}'.removeprefix('torch.'),
+            compile=str(self.compile), memory_format='channels_last' if last else 'contiguous',
+            shape=str(tuple(inputs.shape)), torch=torch.__version__, rounds=str(self.rounds))
 
 
 def build_forms(paths: Iterable[str]) -> dict[str, nn.Module]:
@@ -68,37 +80,56 @@ def build_forms(paths: Iterable[str]) -> dict[str, nn.Module]:
     return models
 
 
-def benchmark(models: dict[str, nn.Module], inputs: Tensor, works: Iterable[str], rounds: int) -> list[Row]:
+def benchmark(models: dict[str, nn.Module], setting: Setting, works: Iterable[str]) -> list[Row]:
     """Every model does each kind of work, interleaved; a step is forward and backward of the mean of all outputs.
 
     In a norm_eval step every norm stays on running statistics.
 
     Raises:
-        UserError: a model cannot take the input.
+        UserError: a model cannot take the input, or there is no compiled step here.
     """
-    models = {name: model.to(inputs.device, inputs.dtype) for name, model in models.items()}
-    if inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
-        models = {name: model.to(memory_format=torch.channels_last) for name, model in models.items()}
+    inputs, works = setting.inputs, list(works)
+    if setting.compile and not inputs.is_cuda and works != ['forward']:
+        raise UserError('--compile measures steps on a GPU only, where torch compiles them reliably, and this is '
+                        f'{inputs.device}. Measure --work forward, or leave --compile out.')
+    last = inputs.is_contiguous(memory_format=torch.channels_last)
+    models = {name: model.to(inputs.device, inputs.dtype, memory_format=torch.channels_last if last else
+                             torch.preserve_format) for name, model in models.items()}
     rows = []
-    for work in track_iter_progress(list(works)):
-        kept = {}
-        call = _forward if work == 'forward' else _step
+    for work in track_iter_progress(works):
+        calls, memory = {}, {}
         for name, model in models.items():
             model.train(work == 'training step')
+            run = torch.compile(partial(raw_outputs, model)) if setting.compile else partial(raw_outputs, model)
+            calls[name] = partial(_forward if work == 'forward' else _step, run, model, setting)
             try:
-                call(model, inputs)
+                calls[name]()
+                memory[name] = peak_bytes(model, calls[name]) / 2**20
             except (RuntimeError, ValueError) as error:
                 raise UserError(f'Every model gets the same input, and {name} cannot do a {work} with '
                                 f'{tuple(inputs.shape)}: {str(error).splitlines()[0]}. Choose --batch, --shape, '
                                 '--dtype or --work that it can.') from None
-            kept[name] = None if work == 'forward' else saved_bytes(model, inputs) / 2**20
-        times = interleaved_latency({name: partial(call, model, inputs) for name, model in models.items()}, rounds)
-        rows += [Row(name, work, *times[name], kept[name], count_parameters(model) / 1e6,
-                     2 * count_macs(model, inputs) / 1e9) for name, model in models.items()]
+        times = interleaved_latency(calls, setting.rounds)
+        rows += [Row(name, work, *times[name],
+                     None if work == 'forward' else saved_bytes(model, inputs, setting.amp) / 2**20, memory[name],
+                     count_parameters(model) / 1e6, 2 * count_macs(model, inputs) / 1e9)
+                 for name, model in models.items()]
     return rows
 
 
-def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
+def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
+    """Most bytes of tensors alive at once during a second `call`, above those alive before it."""
+    if next(model.parameters()).is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with LiveBytes(model) as live:
+        call()
+    return live.peak - live.start
+
+
+def saved_bytes(model: nn.Module, inputs: Tensor, amp: torch.dtype | None = None) -> int:
     """Bytes that autograd keeps for the backward pass, each storage once, parameters not counted."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
@@ -109,7 +140,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.enable_grad(), _autocast(inputs, amp), saved_tensors_hooks(keep, lambda tensor: tensor):
         out = raw_outputs(model, inputs)
     del out
     return sum(kept.values())
@@ -117,14 +148,16 @@ def saved_bytes(model: nn.Module, inputs: Tensor) -> int:
 
 def table(rows: list[Row]) -> str:
     """Ratios are to the first model that did the same work."""
-    lines = ['| model | work | ms, median (quartiles) | ratio | kept for backward, MiB | million parameters | GFLOPs |',
-             '|---|---|---|---|---|---|---|']
+    heads = ('model', 'work', 'ms, median (quartiles)', 'ratio', 'kept for backward, MiB', 'peak, MiB',
+             'million parameters', 'GFLOPs')
+    cells = [heads, ('---',) * len(heads)]
     for row in rows:
         first = next(other for other in rows if other.work == row.work)
-        kept = '' if row.saved_mib is None else f'{row.saved_mib:.0f}'
-        lines.append(
-            f'| {row.model} | {row.work} | {row.median_ms:.1f} ({row.lower_ms:.1f} to {row.upper_ms:.1f}) | '
-            f'{row.median_ms / first.median_ms:.2f} | {kept} | {row.million_parameters:.2f} | {row.gflops:.2f} |')
+        cells.append((
+            row.model, row.work, f'{row.median_ms:.1f} ({row.lower_ms:.1f} to {row.upper_ms:.1f})',
+            f'{row.median_ms / first.median_ms:.2f}', '' if row.saved_mib is None else f'{row.saved_mib:.0f}',
+            f'{row.peak_mib:.0f}', f'{row.million_parameters:.2f}', f'{row.gflops:.2f}'))
+    lines = [f'| {" | ".join(row)} |' for row in cells]
     return '\n'.join(lines)
 
 
@@ -156,18 +189,23 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
     plt.close(figure)
 
 
-def _forward(model: nn.Module, inputs: Tensor) -> None:
-    with torch.no_grad():
-        raw_outputs(model, inputs)
+def _forward(run: Callable, model: nn.Module, setting: Setting) -> None:
+    with torch.no_grad(), _autocast(setting.inputs, setting.amp):
+        run(setting.inputs)
 
 
-def _step(model: nn.Module, inputs: Tensor) -> None:
+def _step(run: Callable, model: nn.Module, setting: Setting) -> None:
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
-        means = [tensor.mean() for tensor in _tensors(raw_outputs(model, inputs))]
+        with _autocast(setting.inputs, setting.amp):
+            means = [tensor.float().mean() for tensor in _tensors(run(setting.inputs))]
         if not any(mean.requires_grad for mean in means):
             raise UserError('A step needs outputs with gradients, and the model has none. Measure --work forward.')
         sum(means).backward()
+
+
+def _autocast(inputs: Tensor, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(inputs.device.type, dtype, enabled=dtype is not None)
 
 
 def _tensors(out: object) -> list[Tensor]:

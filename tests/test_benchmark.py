@@ -10,15 +10,15 @@ from helpers import TINY, pspnet
 from tool_runs import run_tool
 from torch import nn
 
-from repvgg_mm import whole_model_convert
-from repvgg_mm.benchmark import WORK, benchmark, conditions, saved_bytes, table
+from repvgg_mm import UserError, whole_model_convert
+from repvgg_mm.benchmark import WORK, Setting, benchmark, peak_bytes, saved_bytes, table
 
 
 def test_every_kind_of_work_and_its_figures():
     model = pspnet(TINY)
     models = {'deploy form': whole_model_convert(model), 'training form': model}
-    inputs = torch.randn(2, 3, 64, 64)
-    rows = benchmark(models, inputs, WORK, rounds=2)
+    setting = Setting(torch.randn(2, 3, 64, 64), rounds=2)
+    rows = benchmark(models, setting, WORK)
     assert [(row.model, row.work) for row in rows] == [(name, work) for work in WORK for name in models]
     assert all(row.lower_ms <= row.median_ms <= row.upper_ms and row.median_ms > 0 for row in rows)
     assert all((row.saved_mib is None) == (row.work == 'forward') for row in rows)
@@ -26,11 +26,30 @@ def test_every_kind_of_work_and_its_figures():
     assert deploy.million_parameters < training.million_parameters and deploy.gflops < training.gflops
     assert all(p.grad is not None for p in models['deploy form'].decode_head.parameters())
     assert '| training form | norm_eval step |' in table(rows)
-    assert conditions(inputs, 2)['shape'] == '(2, 3, 64, 64)'
+    assert setting.conditions()['shape'] == '(2, 3, 64, 64)'
 
 
 def test_saved_bytes_of_a_convolution_are_those_of_its_input():
     assert saved_bytes(nn.Conv2d(3, 4, 3, bias=False), torch.randn(2, 3, 8, 8)) == 2 * 3 * 8 * 8 * 4
+
+
+def test_peak_is_what_is_alive_at_once():
+    conv, x = nn.Conv2d(3, 4, 1, bias=False), torch.randn(2, 3, 8, 8)
+    output, kernel = 2 * 4 * 8 * 8 * 4, 4 * 3 * 4
+    assert peak_bytes(conv, lambda: conv(x)) == output
+    assert peak_bytes(conv, lambda: conv(conv(x)[:, :3])) == 2 * output
+    gradient = torch.ones(2, 4, 8, 8)
+    assert peak_bytes(conv, lambda: conv(x).backward(gradient)) == output + kernel
+
+
+def test_autocast_keeps_half_as_much():
+    conv, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)), torch.randn(2, 3, 64, 64)
+    assert saved_bytes(conv, x, torch.bfloat16) < 0.6 * saved_bytes(conv, x)
+
+
+def test_a_compiled_step_on_a_cpu_is_refused():
+    with pytest.raises(UserError, match=r'--compile measures steps on a GPU only.*this is cpu\. Measure'):
+        benchmark({}, Setting(torch.randn(1, 3, 8, 8), compile=True), ['training step'])
 
 
 def test_tool_writes_figures_and_a_picture(tmp_path):
@@ -39,7 +58,7 @@ def test_tool_writes_figures_and_a_picture(tmp_path):
     figures = json.loads((tmp_path / 'figures.json').read_text())
     assert [row['model'] for row in figures['rows']] == [
         f'pspnet_repvgg_a0_shapes, {form} form' for form in ('deploy', 'training')]
-    assert figures['conditions']['torch'] == torch.__version__ and 'dtype torch.float32' in result.stdout
+    assert figures['conditions']['torch'] == torch.__version__ and 'dtype float32' in result.stdout
     assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
 
 

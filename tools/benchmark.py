@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from repvgg_mm.benchmark import WORK, benchmark, build_forms, conditions, draw, table, write_json
+from repvgg_mm.benchmark import WORK, Setting, benchmark, build_forms, draw, table, write_json
 from repvgg_mm.cli import run_tool
 from repvgg_mm.errors import UserError
 
@@ -19,6 +19,8 @@ def main() -> None:
     parser.add_argument('--work', nargs='+', choices=WORK, default=['forward'])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32')
+    parser.add_argument('--amp', choices=['bfloat16', 'float16'], help='torch.autocast in this type')
+    parser.add_argument('--compile', action='store_true', help='torch.compile; steps on a GPU only')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--json', type=Path, help='file for the figures')
@@ -33,13 +35,14 @@ def main() -> None:
     inputs = torch.randn(args.batch, 3, *args.shape).to(args.device, getattr(torch, args.dtype))
     if args.channels_last:
         inputs = inputs.to(memory_format=torch.channels_last)
-    setting = conditions(inputs, args.rounds)
-    rows = benchmark(build_forms(args.configs), inputs, args.work, args.rounds)
-    print('\n' + ', '.join(f'{key} {value}' for key, value in setting.items()) + '\n' + table(rows))
+    setting = Setting(inputs, args.rounds, args.amp and getattr(torch, args.amp), args.compile)
+    rows = benchmark(build_forms(args.configs), setting, args.work)
+    conditions = setting.conditions()
+    print('\n' + ', '.join(f'{key} {value}' for key, value in conditions.items()) + '\n' + table(rows))
     if args.json:
-        write_json(args.json, rows, setting)
+        write_json(args.json, rows, conditions)
     if args.plot:
-        draw(args.plot, rows, setting)
+        draw(args.plot, rows, conditions)
 
 
 if __name__ == '__main__':
