@@ -2,13 +2,17 @@
 
     python benchmarks/training_step.py [A0 B1g2] [--size 512] [--images 2] [--rounds 7]
 
-Every row is timed once a round, interleaved, and given as the median of the rounds' ratios.
+Every row is timed once a round, interleaved, and given as the median of the rounds' ratios to the first row of its
+group. The images are contiguous unless a row says otherwise. Where mmpretrain and timm can be imported
+(.venv-peers/bin/python) their nets are rows too.
 """
 
 import argparse
 import copy
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -16,6 +20,7 @@ from torch import nn
 from repvgg_mm import RepVGG, whole_model_convert
 from repvgg_mm.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
+from repvgg_mm.measure import cpu_name
 
 
 def main() -> None:
@@ -25,7 +30,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=7)
     args = parser.parse_args()
-    print(f'torch {torch.__version__}, cpu, {torch.get_num_threads()} threads, float32, contiguous, '
+    print(f'torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads, float32, '
           f'{args.images} images of {args.size}x{args.size}, medians of {args.rounds} interleaved rounds, quartiles')
     for arch in args.archs:
         measure(arch, torch.randn(args.images, 3, args.size, args.size), args.rounds)
@@ -37,49 +42,89 @@ def measure(arch: str, x: torch.Tensor, rounds: int) -> None:
     frozen = RepVGG(arch, norm_eval=True).train()
     plain = plain_net(ours, norm=True).train()
     bias_only = plain_net(ours, norm=False).train()
+    plain_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    ours_last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
+    x_last = x.to(memory_format=torch.channels_last)
     evaluated = copy.deepcopy(ours).eval()
     deploy = whole_model_convert(evaluated)
 
-    def forward(model: nn.Module) -> None:
-        with torch.no_grad():
-            model(x)
+    groups = {
+        'evaluation': {
+            'deploy form': partial(forward, deploy, x),
+            'training form': partial(forward, evaluated, x),
+            'training form, branch by branch': apart(forward, evaluated, x)},
+        'norm_eval step': {
+            'plain conv + bias': partial(step, bias_only, x),
+            'training form': partial(step, frozen, x),
+            'training form, branch by branch': apart(step, frozen, x)},
+        'step with batch statistics': {
+            'plain conv-BN-ReLU': partial(step, plain, x),
+            'plain conv-BN-ReLU, channels_last': partial(step, plain_last, x_last),
+            'training form': partial(step, ours, x),
+            'training form, channels_last': partial(step, ours_last, x_last),
+            'training form, branch by branch': apart(step, ours, x)}}
+    trained = {'plain conv-BN-ReLU': plain, 'training form': ours}
+    for name, model in peers(arch):
+        trained[name] = copy.deepcopy(model)
+        trained[name].train()
+        model.eval()
+        groups['evaluation'][name] = partial(forward, model, x)
+        groups['step with batch statistics'][name] = partial(step, trained[name], x)
 
-    def step(model: nn.Module) -> None:
-        model.zero_grad(set_to_none=True)
-        sum(out.mean() for out in model(x)).backward()
-
-    def apart(call, model: nn.Module) -> None:
-        with branch_by_branch(model):
-            call(model)
-
-    calls = {
-        'deploy form, evaluation': lambda: forward(deploy),
-        'training form, evaluation': lambda: forward(evaluated),
-        'training form, evaluation, branch by branch': lambda: apart(forward, evaluated),
-        'plain conv + bias, step': lambda: step(bias_only),
-        'norm_eval, step': lambda: step(frozen),
-        'norm_eval, step, branch by branch': lambda: apart(step, frozen),
-        'plain conv-BN-ReLU, step': lambda: step(plain),
-        'batch statistics, step': lambda: step(ours),
-        'batch statistics, step, branch by branch': lambda: apart(step, ours)}
-    times = {name: [] for name in calls}
+    calls = {(group, name): call for group, members in groups.items() for name, call in members.items()}
+    times = {key: [] for key in calls}
     for _ in range(rounds + 1):
-        for name, call in calls.items():
+        for key, call in calls.items():
             start = time.perf_counter()
             call()
-            times[name].append(time.perf_counter() - start)
-    names = list(calls)
-    for i in range(0, len(names), 3):
-        for name in names[i:i + 3]:
-            ratios = sorted(a / b for a, b in zip(times[name][1:], times[names[i]][1:]))
-            lower, median, upper = statistics.quantiles(ratios, n=4)
-            print(f'{arch:5} {name:45} {statistics.median(times[name][1:]) * 1000:8.0f} ms   '
-                  f'{median:.2f} ({lower:.2f} to {upper:.2f})', flush=True)
-    memory = {name: saved_bytes(model, x) for name, model in (('plain', plain), ('ours', ours))}
+            times[key].append(time.perf_counter() - start)
+    for (group, name), counted in times.items():
+        first = times[group, next(iter(groups[group]))]
+        ratios = [a / b for a, b in zip(counted[1:], first[1:])]
+        lower, median, upper = statistics.quantiles(ratios, n=4)
+        print(f'{arch:5} {group:27} {name:34} {statistics.median(counted[1:]) * 1000:8.0f} ms   '
+              f'{median:.2f} ({lower:.2f} to {upper:.2f})', flush=True)
+    saved = {name: saved_bytes(model, x) for name, model in trained.items()}
     with branch_by_branch(ours):
-        memory['branch by branch'] = saved_bytes(ours, x)
-    print(f'{arch:5} saved activations: ' + ', '.join(
-        f'{name} {size / 2**20:.0f} MiB ({size / memory["plain"]:.2f})' for name, size in memory.items()), flush=True)
+        saved['branch by branch'] = saved_bytes(ours, x)
+    print(f'{arch:5} kept for the backward pass: ' + ', '.join(
+        f'{name} {size / 2**20:.0f} MiB ({size / saved["plain conv-BN-ReLU"]:.2f})'
+        for name, size in saved.items()), flush=True)
+
+
+def forward(model: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def step(model: nn.Module, x: torch.Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    sum(out.mean() for out in model(x)).backward()
+
+
+def apart(call: Callable, model: nn.Module, x: torch.Tensor) -> Callable:
+    def call_branches() -> None:
+        with branch_by_branch(model):
+            call(model, x)
+    return call_branches
+
+
+def peers(arch: str) -> list[tuple[str, nn.Module]]:
+    """The same architecture in other libraries, as far as they are installed and have it."""
+    found = []
+    try:
+        from mmpretrain.models import RepVGG as MMPretrainRepVGG
+        found.append(("mmpretrain's training form", MMPretrainRepVGG(arch, out_indices=(0, 1, 2, 3))))
+    except (ImportError, RuntimeError) as error:
+        print(f'{arch:5} without mmpretrain: {error}')
+    try:
+        import timm
+        if f'repvgg_{arch.lower()}' in timm.list_models('repvgg*'):
+            found.append(("timm's training form", timm.create_model(
+                f'repvgg_{arch.lower()}', features_only=True, out_indices=(1, 2, 3, 4))))
+    except (ImportError, RuntimeError) as error:
+        print(f'{arch:5} without timm: {error}')
+    return found
 
 
 def plain_net(model: RepVGG, norm: bool) -> nn.Module:
