@@ -123,7 +123,7 @@ class RepVGG(BaseModule):
         return all(module.deploy for module in self.modules() if isinstance(module, RepVGGBlock))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # N, in_channels, H, W
-        contiguous = x.is_contiguous()
+        contiguous = x.is_contiguous() and next(self.stem.parameters()).is_contiguous()
         x = self.stem(x)
         features = []
         for name in self.stages:

@@ -341,7 +341,9 @@ def test_act_cfg(deploy):
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_features_are_in_the_memory_format_of_the_image(memory_format):
-    model = backbone().train()
-    features = model(torch.randn(2, 3, 48, 64).to(memory_format=memory_format))
-    assert all(feature.is_contiguous(memory_format=memory_format) for feature in features)
+def test_features_are_in_the_memory_format_of_image_and_weights(memory_format):
+    model, images = backbone().train(), torch.randn(2, 3, 48, 64)
+    for feature in model(images.to(memory_format=memory_format)):
+        assert feature.is_contiguous(memory_format=memory_format)
+    for feature in model.to(memory_format=memory_format)(images):
+        assert feature.is_contiguous(memory_format=memory_format)
