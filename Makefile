@@ -16,7 +16,7 @@ peers: $(VENV)-peers/ready
 $(VENV)-peers/ready: $(VENV)/ready requirements/peers.py requirements/peers.txt requirements/$(STACK)_classification.txt
 	$(PYTHON) requirements/peers.py --stack $(STACK) --venv $(VENV)
 
-# From nothing to a verified deploy segmentor, with pictures in work_dirs/demo
+# From nothing to a verified deploy segmentor and detector, with pictures in work_dirs/demo
 demo: setup
 	$(VENV)/bin/python tools/demo.py
 

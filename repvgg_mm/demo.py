@@ -36,7 +36,7 @@ def summarise(configs: dict[str, str], folder: Path) -> str:
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
         draw_predictions(models, dataset, DRAW[task], folder / f'{task}_predictions.png')
         latency = form_latency(*models.values(), torch.randn(1, *dataset[0]['inputs'].shape), rounds=30)
-        latencies[f'{cfg.model.type} ({task})'] = latency
+        latencies[task] = latency
         title, key, to_percent = METRICS[task]
         metrics = [_metric(results / name, key) * to_percent for name in ('test_training_form', 'test_deploy_form')]
         rows += [

@@ -18,9 +18,10 @@ from .measure import Latency
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib.patheffects import withStroke
 
 FORMS = {'branches': 'training form,\nbranch by branch', 'training': 'training form', 'deploy': 'deploy form'}
-SCORE = 0.4  # boxes below are not drawn
+SCORE = 0.5  # boxes below are not drawn
 
 # axis, image (H, W, 3), the sample, 'gt' or 'pred', a colour (3,) of uint8 a class
 Draw = Callable[[plt.Axes, np.ndarray, BaseDataElement, str, np.ndarray], None]
@@ -83,9 +84,10 @@ def draw_boxes(axis: plt.Axes, image: np.ndarray, sample: BaseDataElement, kind:
     for i, (box, label) in enumerate(zip(get_box_tensor(instances.bboxes), instances.labels)):
         x1, y1, x2, y2 = box.tolist()
         colour = colours[label] / 255
-        axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2))
+        axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2,
+                                     path_effects=[withStroke(linewidth=3.5, foreground='white')]))
         if kind == 'pred':
-            axis.text(x1, y1, f'{100 * instances.scores[i]:.0f}', fontsize=7, color='white', va='top',
+            axis.text(max(x1, 0), max(y1, 0), f'{100 * instances.scores[i]:.0f}', fontsize=7, color='white', va='top',
                       bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
 
 
@@ -105,16 +107,16 @@ def draw_training(work_dirs: dict[str, Path], path: Path) -> None:
 
 
 def draw_latency(latencies: dict[str, dict[str, Latency]], path: Path) -> None:
-    """A panel for each model, a bar for each form with the quartiles of its latency."""
+    """A panel for each task, a bar for each form with the quartiles of its latency."""
     figure, axes = plt.subplots(len(latencies), figsize=(6.5, 1.8 * len(latencies) + 0.6), sharex=True, squeeze=False)
-    for axis, (model, latency) in zip(axes[:, 0], latencies.items()):
+    for axis, (task, latency) in zip(axes[:, 0], latencies.items()):
         medians = [latency[form].median_ms for form in FORMS]
         spread = [[latency[form].median_ms - latency[form].lower_ms for form in FORMS],
                   [latency[form].upper_ms - latency[form].median_ms for form in FORMS]]
         bars = axis.barh(list(FORMS.values()), medians, xerr=spread, color=['tab:gray', 'tab:blue', 'tab:green'],
                          capsize=3)
         axis.bar_label(bars, [f'{median:.1f} ms' for median in medians], padding=8)
-        axis.set_title(f'Latency of the whole {model}', fontsize=11)
+        axis.set_title(f'Latency of the whole {task}', fontsize=11)
         axis.invert_yaxis()
     axes[0, 0].set_xlim(0, 1.35 * max(latency.upper_ms for forms in latencies.values() for latency in forms.values()))
     axes[-1, 0].set_xlabel('ms an image, median and quartiles')

@@ -21,6 +21,7 @@ from .errors import UserError
 from .foreign import FusedBlock
 from .layouts import form_of
 from .measure import count_macs, count_parameters, form_latency
+from .raw_outputs import is_two_stage
 from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
 from .weights import load_strictly, state_dict_of
 
@@ -119,7 +120,8 @@ def report(conversion: Conversion) -> str:
         ('latency, as evaluated (ms)', f'{latency["training"].median_ms:.1f}', f'{latency["deploy"].median_ms:.1f}')]
     lines += [f'| {name:<30} | {before:>14} | {after:>14} |' for name, before, after in rows]
     device = next(deploy.parameters()).device
-    lines.append(f'Latency: median of interleaved calls, 1 image of {height}x{width}, {device}, '
+    proposals = ', fixed proposals' if is_two_stage(deploy) else ''
+    lines.append(f'Latency: median of interleaved calls, 1 image of {height}x{width}{proposals}, {device}, '
                  f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
     return '\n'.join(lines)
 

@@ -71,8 +71,8 @@ def shapes(tmp_path_factory) -> Path:
     return make_shapes(tmp_path_factory.mktemp('shapes'), num_train=6, num_val=2, size=64)
 
 
-def train_convert_test(config: object, folder: Path, options: list[str]) -> None:
-    """The tools one after the other; both forms find the same boxes."""
+def train_convert_test(config: object, folder: Path, options: list[str]) -> str:
+    """The tools one after the other; both forms find the same boxes. Returns the report of the conversion."""
     run_tool('tools/train.py', config, '--work-dir', folder / 'train', '--cfg-options', *options, *iterations(2))
     checkpoint = folder / 'train' / 'iter_2.pth'
     result = run_tool('tools/convert_whole.py', config, checkpoint, '--out', folder / 'deploy', '--shape', 64, 64,
@@ -85,6 +85,7 @@ def train_convert_test(config: object, folder: Path, options: list[str]) -> None
                  '--cfg-options', *options)
         found[name] = metric(folder / name, 'coco/bbox_mAP')
     assert found['training'] == pytest.approx(found['deploy'], abs=1e-3)
+    return result.stdout
 
 
 def test_the_tools_on_a_two_stage_detector(shapes, tmp_path):
@@ -92,7 +93,8 @@ def test_the_tools_on_a_two_stage_detector(shapes, tmp_path):
         tmp_path / 'fasterrcnn.py', f"model = dict(_delete_=True, **{two_stage_config('fasterrcnn')})\n"
         "custom_hooks = [dict(type='RepVGGConvertHook', shape=(64, 64))]", 'configs/retinanet_repvgg_a0_shapes.py')
     options = [*small_boxes(shapes), 'model.test_cfg.rcnn.score_thr=0.0']
-    train_convert_test(config, tmp_path, options)
+    report = train_convert_test(config, tmp_path, options)
+    assert "output['roi_head'][1]: relative error" in report and 'fixed proposals' in report
     assert (tmp_path / 'train' / 'iter_2_deploy.pth').is_file()
     result = run_tool('tools/benchmark.py', tmp_path / 'fasterrcnn.py', '--shape', 64, 64, '--rounds', 2,
                       '--work', 'forward', 'norm_eval step')
