@@ -180,7 +180,9 @@ def shape_of_config(cfg: Config) -> tuple[int, int]:
 
 
 def in_channels(model: nn.Module) -> int:
-    return next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
+    """Of the first convolution larger than 1x1: those of a squeeze-and-excitation may be registered before it."""
+    return next(module for module in model.modules()
+                if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)).in_channels
 
 
 def package_version() -> str:

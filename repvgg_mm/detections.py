@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,9 @@ class Detections(NamedTuple):
 
 def detect(
     outputs: Mapping[str, np.ndarray],
-    settings: Mapping,
-    image_shape: Sequence[int],
-    level_sizes: Sequence[int],
+    meta: Mapping,
+    input_shape: Sequence[int],
+    image_shape: Sequence[int] | None = None,
     scale_factor: Sequence[float] = (1, 1),
 ) -> list[Detections]:
     """Detections of each image, as mmdet's one-stage detectors compute them from the same boxes and scores.
@@ -35,22 +36,23 @@ def detect(
 
     Args:
         outputs: of an `Engine`: `boxes` (N, P, 4), `scores` (N, P, classes), perhaps `score_factors` (N, P).
-        settings: the config's `test_cfg`, in the engine's `meta['test_cfg']`.
-        image_shape: height and width of the images without padding, in pixels of the engine's input.
-        level_sizes: priors of each level, see `networks.level_sizes`.
+        meta: the engine's, with the config's `test_cfg` and the levels of priors.
+        input_shape: height and width of what the engine was fed.
+        image_shape: height and width of the images in it without padding; `input_shape` by default.
         scale_factor: by which width and height of the original image were multiplied.
 
     Raises:
         UserError: the settings ask for something other than plain NMS.
     """
+    settings = meta['test_cfg']
     check_settings(settings)
-    starts = np.cumsum([0, *level_sizes])
+    starts = np.cumsum([0, *level_sizes(meta, input_shape)])
+    height, width = image_shape or input_shape
     factors = outputs.get('score_factors')
     found = []
     for i, (boxes, scores) in enumerate(zip(outputs['boxes'], outputs['scores'])):
         priors, labels = _best(scores, starts, settings.get('score_thr', 0), settings.get('nms_pre', -1))
         confidence = scores[priors, labels] if factors is None else scores[priors, labels] * factors[i, priors]
-        height, width = image_shape
         kept = np.clip(boxes[priors], 0, np.float32([width, height, width, height]))
         kept = kept * (1 / np.float32([*scale_factor, *scale_factor]))
         large = (kept[:, 2:] - kept[:, :2] > settings.get('min_bbox_size', -1)).all(1)
@@ -59,6 +61,14 @@ def detect(
         chosen = _suppress(kept, confidence, labels, settings['nms'])[:settings['max_per_img']]
         found.append(Detections(kept[chosen], confidence[chosen], labels[chosen]))
     return found
+
+
+def level_sizes(meta: Mapping, input_shape: Sequence[int]) -> list[int]:
+    """Priors of each level for an input of (height, width); `meta['levels']` holds strides and priors a position."""
+    padding = meta['preprocessing']
+    divisor = padding['pad_divisor'] if padding['inside'] else 1
+    height, width = (-(-size // divisor) * divisor for size in input_shape)
+    return [-(-height // rows) * -(-width // columns) * priors for rows, columns, priors in meta['levels']]
 
 
 def check_settings(settings: Mapping) -> None:
@@ -86,7 +96,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
 def _best(scores: np.ndarray, starts: np.ndarray, threshold: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Priors and classes of the best `limit` scores above `threshold` of each level, all of them if it is negative."""
     priors, labels = [], []
-    for start, end in zip(starts[:-1], starts[1:]):
+    for start, end in pairwise(starts):
         level = scores[start:end]
         rows, columns = np.nonzero(level > threshold)
         order = np.argsort(-level[rows, columns], kind='stable')

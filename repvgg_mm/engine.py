@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ import numpy as np
 from .errors import UserError
 
 SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}
+Runner = Callable[[np.ndarray], list[np.ndarray]]
 INSTALL = "Install the extra in the repository: pip install -e '.[export]'"
 
 
@@ -32,6 +34,7 @@ class Engine:
     Called with images as `meta['input']` describes them (array or CPU tensor), it returns the outputs by
     name: `logits` (N, classes, H, W) or `labels` (N, H, W); or `boxes` (N, P, 4), `scores`
     (N, P, classes) and, of some heads, `score_factors` (N, P), for `detections.detect`.
+    `computed_in` is the number format that the library chose on this machine.
 
     Args:
         path: the `.onnx` or `.xml` file.
@@ -46,7 +49,8 @@ class Engine:
         self.meta = read_meta(self.path)
         library = SUFFIXES[self.path.suffix]
         try:
-            self._run = (_onnxruntime if library == 'onnxruntime' else _openvino)(self.path, self.meta, threads)
+            load = _onnxruntime if library == 'onnxruntime' else _openvino
+            self._run, self.computed_in = load(self.path, self.meta, threads)
         except UserError:
             raise
         except Exception as error:  # what the libraries raise for a file that they cannot read depends on the file
@@ -100,7 +104,7 @@ def is_engine(path: str | PathLike) -> bool:
     return Path(path).suffix in SUFFIXES
 
 
-def _onnxruntime(path: Path, meta: dict, threads: int | None):
+def _onnxruntime(path: Path, meta: dict, threads: int | None) -> tuple[Runner, str]:
     onnxruntime = optional('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
@@ -108,18 +112,19 @@ def _onnxruntime(path: Path, meta: dict, threads: int | None):
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     name = meta['input']['name']
-    return lambda images: session.run(meta['outputs'], {name: images})
+    return (lambda images: session.run(meta['outputs'], {name: images})), 'f32'
 
 
-def _openvino(path: Path, meta: dict, threads: int | None):
+def _openvino(path: Path, meta: dict, threads: int | None) -> tuple[Runner, str]:
     openvino = optional('openvino')
     properties = {'PERFORMANCE_HINT': 'LATENCY', **meta['openvino_properties']}
     if threads:
         properties['INFERENCE_NUM_THREADS'] = threads
-    request = openvino.Core().compile_model(path, 'CPU', properties).create_infer_request()
+    compiled = openvino.Core().compile_model(path, 'CPU', properties)
+    request = compiled.create_infer_request()
     name = meta['input']['name']
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         request.infer({name: images}, share_inputs=True)
         return [request.get_tensor(output).data.copy() for output in meta['outputs']]
-    return run
+    return run, compiled.get_property('INFERENCE_PRECISION_HINT').get_type_name()

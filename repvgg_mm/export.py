@@ -27,11 +27,11 @@ from .deploy import (
     package_version,
     shape_of_config,
 )
-from .detections import check_settings
+from .detections import check_settings, level_sizes
 from .engine import Engine, optional
 from .errors import UserError
 from .layouts import form_of
-from .networks import Preprocess, Preprocessing, level_sizes, network_of
+from .networks import Preprocess, Preprocessing, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
 from .runner import build_model, deploy_config
@@ -86,7 +86,7 @@ class Prepared:
 
 @dataclass
 class Exported:
-    """The engine's file, its description, and the worst relative error of each output on each input."""
+    """The engine's file and its description, with the worst relative error of each output under `compared`."""
 
     path: Path
     meta: dict
@@ -109,8 +109,8 @@ def export(
     check_output_folder(out, overwrite)
     for module in ('onnx', 'onnxscript', 'onnxruntime' if target.engine == 'onnx' else 'openvino'):
         optional(module)
-    prepared = prepare(cfg, checkpoint_path, target, trust=trust, progress=progress)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out) as folder:  # entered first: a folder that cannot be written to is no late surprise
+        prepared = prepare(cfg, checkpoint_path, target, trust=trust, progress=progress)
         path = write_engine(prepared, folder, target)
         progress(f'Running the engine on {", ".join(_size(inputs) for inputs in prepared.inputs)} and comparing')
         engine = Engine(path)
@@ -118,7 +118,7 @@ def export(
             dict(shape=list(inputs.shape), errors=compare_engine(engine, prepared.reference, inputs))
             for inputs in prepared.inputs]
         _check_errors(prepared.meta)
-        del engine
+        prepared.meta['computed_in'] = engine.computed_in
         write_meta(path, prepared.meta)
         progress(f'Writing {out}')
     return Exported(out / path.name, prepared.meta)
@@ -134,7 +134,7 @@ def prepare(
     """
     progress(f'Fusing {checkpoint_path}')
     preprocessing = Preprocessing.of_config(cfg)
-    model, meta = load_deploy(cfg, checkpoint_path, target.shape, trust=trust)
+    model, meta = load_deploy(cfg, checkpoint_path, target, trust=trust)
     if target.preprocess and in_channels(model) != 3:
         raise UserError(f'--preprocess is for images of 3 channels, and this model takes {in_channels(model)}. '
                         'Export it without, and normalise outside.')
@@ -154,12 +154,12 @@ def prepare(
         engine=target.engine, precision=target.precision, outputs=list(names),
         input=_describe_input(inputs[0], target), openvino_properties={},
         preprocessing=dict(asdict(preprocessing), inside=target.preprocess))
-    meta |= _detector_meta(model, reference, outputs, inputs[0], target) if len(names) > 1 else {}
+    if meta['task'] == 'detection':
+        meta |= _detector_meta(reference, meta, inputs[0], outputs[0].shape[1])
 
     progress(f'Exporting {meta["model"]} with torch {torch.__version__}, '
              f'{"any size" if target.dynamic else _size(inputs[0])}')
-    dynamic = [0, *(1 + axis if not target.preprocess else axis for axis in (1, 2))] if target.dynamic else []
-    graph = to_onnx(exported, example, names, dynamic)
+    graph = to_onnx(exported, example, names, _dynamic_axes(target))
     progress('Checking the graph')
     meta['graph'] = check_graph(graph, exported, count_convolutions(exported, example))
     tidy(graph)
@@ -167,19 +167,21 @@ def prepare(
 
 
 def load_deploy(
-    cfg: Config, checkpoint_path: str | PathLike, shape: Sequence[int] | None, *, trust: bool = False
+    cfg: Config, checkpoint_path: str | PathLike, target: Target, *, trust: bool = False
 ) -> tuple[nn.Module, dict]:
     """The deploy form of a checkpoint in either form, a training form with its proof; and what is known of it.
 
     Raises:
-        UserError: the checkpoint does not fit the config, or converting refuses.
+        UserError: no engine can be made of such a model, the checkpoint does not fit the config, or converting
+            refuses.
     """
     checkpoint = read_checkpoint(checkpoint_path, trust=trust)
+    model = build_model(deploy_config(cfg)).eval()
+    network_of(model, argmax=target.argmax)
     if form_of(state_dict_of(checkpoint, str(checkpoint_path))) == 'deploy':
-        model = build_model(deploy_config(cfg)).eval()
         load_strictly(model, checkpoint, str(checkpoint_path))
     else:
-        model = convert_checkpoint(cfg, checkpoint_path, shape, trust=trust).deploy
+        model = convert_checkpoint(cfg, checkpoint_path, target.shape, trust=trust).deploy
     known = dataset_meta_of(checkpoint).get('dataset_meta', {})
     return model, dict(
         task='segmentation' if hasattr(model, 'encode_decode') else 'detection',
@@ -274,19 +276,30 @@ def _size(inputs: Tensor) -> str:
     return 'x'.join(map(str, inputs.shape))
 
 
+def _dynamic_axes(target: Target) -> tuple[int, ...]:
+    """Batch, height and width."""
+    if not target.dynamic:
+        return ()
+    return (0, 1, 2) if target.preprocess else (0, 2, 3)
+
+
 def _describe_input(inputs: Tensor, target: Target) -> dict:
-    batch, *sizes = inputs.shape
-    sizes = [size if size in (3, inputs.shape[1 if not target.preprocess else 3]) else size for size in sizes]
-    axes = (0, 1, 2) if target.preprocess else (0, 2, 3)
-    shape = [None if target.dynamic and axis in axes else size for axis, size in enumerate((batch, *sizes))]
+    shape = [None if axis in _dynamic_axes(target) else size for axis, size in enumerate(inputs.shape)]
     return dict(name='image', dtype='uint8' if target.preprocess else 'float32',
                 layout='NHWC' if target.preprocess else 'NCHW', shape=shape)
 
 
-def _detector_meta(model, reference, outputs, inputs, target) -> dict:
-    settings = {**model.bbox_head.test_cfg}
+def _detector_meta(reference: nn.Module, meta: dict, inputs: Tensor, priors: int) -> dict:
+    """What `detections.detect` needs to know; UserError if it could not use the engine."""
+    settings = {**reference.model.bbox_head.test_cfg}
     check_settings(settings)
-    return dict(levels=reference.levels, test_cfg=settings, nms='outside')
+    found = dict(levels=reference.levels, test_cfg=settings, nms='outside')
+    shape = inputs.shape[1:3] if meta['preprocessing']['inside'] else inputs.shape[2:]
+    sizes = level_sizes({**meta, **found}, shape)
+    if sum(sizes) != priors:
+        raise UserError(f'Levels of a detector have one position for each stride begun, here {sizes} priors, and the '
+                        f'head gave {priors} in all. Choose a --shape H W that is a multiple of the largest stride.')
+    return found
 
 
 def _check_errors(meta: dict) -> None:

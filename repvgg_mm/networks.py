@@ -60,9 +60,8 @@ class Preprocess(nn.Module):
                 self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
 
     def forward(self, image: Tensor) -> Tensor:                          # N, H, W, 3
-        x = image.permute(0, 3, 1, 2).float()
-        if self.settings.swap_channels:
-            x = x[:, [2, 1, 0]]
+        x = image.flip(3) if self.settings.swap_channels else image
+        x = x.permute(0, 3, 1, 2).float()
         if self.settings.mean is not None:
             x = (x - self.mean) / self.std
         divisor = self.settings.pad_divisor
@@ -115,7 +114,7 @@ class DetectorNetwork(nn.Module):
         self.model, self.preprocess = model, preprocess
         self.distribution = _check_head(model)
         generator = model.bbox_head.prior_generator
-        self.levels = [(*stride[::-1], priors) for stride, priors in
+        self.levels = [[*stride[::-1], priors] for stride, priors in
                        zip(generator.strides, generator.num_base_priors)]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -140,11 +139,6 @@ class DetectorNetwork(nn.Module):
             deltas = _rows(regression, head.bbox_coder.encode_size)
         priors = priors.expand(deltas.shape[0], -1, -1)
         return head.bbox_coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1)).unflatten(0, deltas.shape[:2])
-
-
-def level_sizes(levels: Sequence[Sequence[int]], height: int, width: int) -> list[int]:
-    """Priors of each level, for `levels` of (stride of rows, stride of columns, priors at a position)."""
-    return [-(-height // rows) * -(-width // columns) * priors for rows, columns, priors in levels]
 
 
 def network_of(model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False) -> nn.Module:
@@ -176,8 +170,9 @@ def _check_head(model: nn.Module) -> bool:
     if not common or getattr(head.loss_cls, 'custom_cls_channels', False):
         raise UserError(
             f"Detectors are exported whose head predicts by mmdet's common rule, and {type(model).__name__} with "
-            f'{type(head).__name__} is none of them. Supported are one-stage detectors with RetinaHead, ATSSHead, '
-            'FCOSHead, GFLHead, RTMDetHead and heads that inherit their prediction.')
+            f'{"no bbox_head" if head is None else type(head).__name__} is none of them. Supported are one-stage '
+            'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead and heads that inherit their '
+            'prediction.')
     return owner is GFLHead
 
 

@@ -37,17 +37,18 @@ def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic:
     optional('onnxscript')
     with _quiet():
         try:
-            program = torch.onnx.export(
-                network.eval(), (inputs,), dynamo=True, verbose=False, input_names=['image'],
-                output_names=list(outputs),
+            # Exported here and not by torch.onnx.export, which would fix a size that it cannot keep dynamic.
+            program = torch.export.export(
+                network.eval(), (inputs,),
                 dynamic_shapes=({axis: Dim.DYNAMIC for axis in dynamic},) if dynamic else None)
+            return torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs)).model_proto
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
             cause = error.__cause__ or error
             reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
             raise UserError(f"Exporting writes the model in ONNX's operators, and torch cannot ({reason[:300]}). "
                             f'{"Export without --dynamic, or use" if dynamic else "Use"} a head that torch.onnx '
                             'can export.') from None
-    return program.model_proto
 
 
 def count_convolutions(network: nn.Module, inputs: Tensor) -> int:
