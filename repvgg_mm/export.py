@@ -204,9 +204,22 @@ def write_engine(prepared: Prepared, folder: Path, target: Target) -> Path:
         meta['versions']['openvino'] = openvino.__version__
         meta['openvino_properties'] = PROPERTIES[target.precision]
         path = folder / f'{STEM}.xml'
-        openvino.save_model(openvino.Core().read_model(content), path, compress_to_fp16=False)
+        try:
+            network = openvino.Core().read_model(content)
+        except RuntimeError as error:
+            raise UserError(f'OpenVINO reads the exported graph, and cannot ({str(error).strip().splitlines()[-1]}). '
+                            'Export with --engine onnx.') from None
+        save_openvino(network, path)
     write_meta(path, meta)
     return path
+
+
+def save_openvino(network: object, path: Path) -> None:
+    """Write an openvino.Model with its weights as they are; OSError if the folder is full."""
+    try:
+        optional('openvino').save_model(network, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise OSError(str(error).strip()) from None
 
 
 def write_meta(path: Path, meta: dict) -> None:
