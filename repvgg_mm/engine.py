@@ -1,4 +1,4 @@
-"""An exported engine in a program: one file format for ONNX Runtime or OpenVINO, its description beside it."""
+"""An exported engine in a program, whichever library runs it, with its description beside it."""
 
 from __future__ import annotations
 
