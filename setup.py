@@ -27,6 +27,7 @@ setup(
         'onedl': requirements('onedl'),
         'openmmlab-classification': requirements('openmmlab_classification'),
         'onedl-classification': requirements('onedl_classification'),
+        'export': requirements('export'),
         'test': requirements('test'),
     },
 )

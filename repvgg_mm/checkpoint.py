@@ -134,6 +134,39 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
         raise _cannot_write(path, error) from None
 
 
+@contextmanager
+def atomic_folder(path: str | PathLike) -> Iterator[Path]:
+    """A temporary folder whose files are in the folder `path` if the body succeeds, and gone if not.
+
+    `path` is made, or keeps its other files; a file of the same name is replaced. Where it is new, all
+    files appear in one step.
+
+    Raises:
+        UserError: the folder cannot be written to or is full.
+    """
+    path = Path(path)
+    existed = path.exists()
+    try:
+        parent = path if existed else path.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f'.{path.name}.', ignore_cleanup_errors=True) as name:
+            temporary = Path(name)
+            yield temporary
+            for file in temporary.iterdir():
+                with open(file, 'rb') as written:
+                    os.fsync(written.fileno())
+                file.chmod(0o666 & ~_umask())
+            if existed:
+                for file in sorted(temporary.iterdir()):
+                    os.replace(file, path / file.name)
+            else:
+                temporary.chmod(0o777 & ~_umask())
+                os.replace(temporary, path)
+            _sync_folder(parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
 def sha256_of(path: str | PathLike) -> str:
     """Of a file, or of the downloaded file of a URL or hub name."""
     digest = hashlib.sha256()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -58,8 +58,7 @@ def convert_checkpoint(
     if form_of(state_dict_of(checkpoint, str(checkpoint_path))) == 'deploy':
         raise UserError(f'Converting starts from the training form, and {checkpoint_path} is in deploy form already. '
                         'Use it as it is, with the deploy.py beside it.')
-    archs = [part.arch if isinstance(part.arch, str) else dict(part.arch)  # no ConfigDict: the reader refuses that
-             for part in config_dicts(cfg.model) if part.get('type') in REPVGG_TYPES]
+    arch = arch_of_config(cfg)
     deploy_cfg = deploy_config(cfg)
     replace_sync_bn(cfg)  # the same weights, and it runs on a CPU
     trained = build_model(cfg).eval()
@@ -68,8 +67,8 @@ def convert_checkpoint(
     if any(isinstance(module, FusedBlock) for module in deploy.modules()):
         deploy_cfg.model = dict(type='repvgg_mm.deploy_form', model=deploy_cfg.model)
 
-    height, width = shape or _shape_of_config(cfg)
-    inputs = torch.randn(1, _in_channels(trained), height, width, generator=torch.Generator().manual_seed(0))
+    height, width = shape or shape_of_config(cfg)
+    inputs = torch.randn(1, in_channels(trained), height, width, generator=torch.Generator().manual_seed(0))
     errors = compare(trained, deploy, inputs)
     worst = max(errors, key=errors.get)
     if not errors[worst] <= TOLERANCE:
@@ -79,15 +78,12 @@ def convert_checkpoint(
             'one is from the first steps, whose statistics are not settled, and look for values beyond float32.')
     meta = dict(
         form='deploy',
-        arch=archs[0] if len(archs) == 1 else archs,
+        arch=arch,
         source=Path(checkpoint_path).name,
         source_sha256=sha256_of(checkpoint_path),
         worst_relative_error=errors[worst],
-        versions=dict(repvgg_mm=_version(), torch=str(torch.__version__), mmengine=mmengine.__version__))
-    dataset = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    if 'classes' in dataset:  # what the toolboxes' inference interfaces look for
-        meta['dataset_meta'] = {
-            key: np.asarray(dataset[key]).tolist() for key in ('classes', 'palette') if key in dataset}
+        versions=dict(repvgg_mm=package_version(), torch=str(torch.__version__), mmengine=mmengine.__version__))
+    meta |= dataset_meta_of(checkpoint)
     return Conversion(trained, deploy, errors, inputs, deploy_cfg, meta)
 
 
@@ -153,15 +149,37 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
                         'Choose another, or add --overwrite.')
 
 
-def _shape_of_config(cfg: Config) -> tuple[int, int]:
+def arch_of_config(cfg: Config) -> object:
+    """`arch` of the RepVGG in a config; a list if there are several or none."""
+    archs = [part.arch if isinstance(part.arch, str) else dict(part.arch)  # no ConfigDict: the reader refuses that
+             for part in config_dicts(cfg.model) if part.get('type') in REPVGG_TYPES]
+    return archs[0] if len(archs) == 1 else archs
+
+
+def dataset_meta_of(checkpoint: Mapping) -> dict:
+    """`dataset_meta` with the classes and palette that a checkpoint names, or nothing.
+
+    The toolboxes' inference interfaces look for it.
+    """
+    dataset = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    if 'classes' not in dataset:
+        return {}
+    return dict(dataset_meta={
+        key: np.asarray(dataset[key]).tolist() for key in ('classes', 'palette') if key in dataset})
+
+
+def shape_of_config(cfg: Config) -> tuple[int, int]:
+    """Height and width of the data preprocessor, else 512x512."""
     size = (cfg.model.get('data_preprocessor') or {}).get('size')
     return tuple(size) if size else DEFAULT_SHAPE
 
 
-def _in_channels(model: nn.Module) -> int:
-    return next(module for module in model.modules() if isinstance(module, nn.Conv2d)).in_channels
+def in_channels(model: nn.Module) -> int:
+    """Of the first convolution larger than 1x1: those of a squeeze-and-excitation may be registered before it."""
+    return next(module for module in model.modules()
+                if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)).in_channels
 
 
-def _version() -> str:
+def package_version() -> str:
     from . import __version__
     return __version__

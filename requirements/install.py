@@ -68,7 +68,7 @@ def main() -> None:
     mmcv = next(line for line in stack_file.read_text().splitlines() if 'mmcv' in line)
     pip(python, '--no-deps', mmcv_wheel(python, mmcv))
     step(f'toolboxes of the {args.stack} stack')
-    pip(python, '-r', stack_file, '-r', REQUIREMENTS / 'test.txt')
+    pip(python, '-r', stack_file, '-r', REQUIREMENTS / 'test.txt', '-r', REQUIREMENTS / 'export.txt')
     step('repvgg_mm')
     pip(python, '--no-build-isolation', '--no-deps', '-e', REQUIREMENTS.parent)
     (args.venv / 'ready').write_text(args.stack + '\n')

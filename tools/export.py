@@ -1,0 +1,43 @@
+"""Export a trained segmentor or detector as an engine: python tools/export.py CONFIG CHECKPOINT --out DIR"""
+
+import time
+
+from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.export import ENGINES, PRECISIONS, Target, export, trtexec
+
+DESCRIPTION = 'Fuse a trained model, export it as an ONNX or OpenVINO engine, and prove that it computes the same.'
+
+
+def main() -> None:
+    parser = parser_with_config(DESCRIPTION)
+    add_checkpoint(parser)
+    parser.add_argument('--out', required=True, help='folder for engine.onnx, or engine.xml and .bin, and engine.json')
+    parser.add_argument('--engine', choices=ENGINES, default='onnx', help='onnx runs in ONNX Runtime and TensorRT')
+    parser.add_argument('--precision', choices=PRECISIONS, default='fp32',
+                        help='bf16 (OpenVINO): weights stay float32, a CPU that has bfloat16 computes in it')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
+                        help='size of the images; from the config by default')
+    parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
+    parser.add_argument('--argmax', action='store_true', help='a segmentor ends at its label map')
+    parser.add_argument('--preprocess', action='store_true',
+                        help='take uint8 BGR images (N, H, W, 3), as cv2.imread gives them, and normalise inside')
+    parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
+    args = parser.parse_args()
+    target = Target(args.engine, args.precision, args.shape, args.dynamic, args.argmax, args.preprocess)
+    start = time.perf_counter()
+    exported = export(
+        load_config(args), args.checkpoint, args.out, target, overwrite=args.overwrite, trust=args.trust_checkpoint,
+        progress=lambda step: print(f'[{time.perf_counter() - start:5.1f} s] {step}', flush=True))
+    for comparison in exported.meta['compared']:
+        errors = ', '.join(f'{name} {error:.1e}' for name, error in comparison['errors'].items())
+        print(f'Relative error on {"x".join(map(str, comparison["shape"]))}: {errors} '
+              f'(at most {exported.meta["tolerance"]:g})')
+    if exported.meta['task'] == 'detection':
+        print('Non-maximum suppression is not in the engine: repvgg_mm.detections.detect does it in numpy.')
+    print(f'Wrote {exported.path} and {exported.path.with_suffix(".json").name}.')
+    if args.engine == 'onnx':
+        print(f'TensorRT, on a machine with a GPU (not run here):\n{trtexec(exported.meta, str(exported.path))}')
+
+
+if __name__ == '__main__':
+    run_tool(main)
