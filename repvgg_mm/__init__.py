@@ -19,11 +19,13 @@ from .convert import whole_model_convert
 from .convert_hook import RepVGGConvertHook
 from .errors import UserError
 from .foreign import Branch, FusedBlock, Parts, fusible
+from .prediction import predict
 from .weights import load_strictly
 
 __version__ = '0.1.0'
 
 __all__ = [
     'ARCHS', 'Arch', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock', 'RepVGGConvertHook', 'UserError',
-    'compare_models', 'fast_dilations', 'fusible', 'load_strictly', 'read_checkpoint', 'whole_model_convert',
+    'compare_models', 'fast_dilations', 'fusible', 'load_strictly', 'predict', 'read_checkpoint',
+    'whole_model_convert',
 ]
