@@ -68,8 +68,8 @@ def predict(
                 pictures.append(picture)
             if out is not None:
                 write_picture(out / source.target, picture)
-        for name in () if keep_logits else ('seg_logits', 'i_seg_logits'):
-            sample.pop(name, None)
+        if 'seg_logits' in sample and not keep_logits:
+            del sample.seg_logits
         samples.append(sample)
     return (samples, pictures) if draw else samples
 

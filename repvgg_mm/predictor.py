@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -54,7 +55,7 @@ class Predictor:
             data = self.prepare(dict(img=image, img_path=str(name), img_id=0, img_shape=(height, width),
                                      ori_shape=(height, width)))
             return self.test_step(pseudo_collate([data]))[0].cpu()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, cv2.error) as error:
             raise UnusableFile(f'An image must have a size that the model can take, and {name} of {height}x{width} '
                                f'pixels has not ({str(error).splitlines()[0][:200]}). Resize it, or let the test '
                                'pipeline of the config do so.') from None
@@ -140,5 +141,7 @@ def _dataset_meta(cfg: Config) -> Mapping:
     """`metainfo` of the test dataset, whose files need not be there."""
     dataset = _test_dataset(cfg)
     kind = dataset.get('type')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:  # the default scope, as when it is built
+            kind = registry.get(kind)
     return {} if kind is None else kind._load_metainfo(dataset.get('metainfo'))
