@@ -20,6 +20,7 @@ from .convert import whole_model_convert
 from .convert_hook import RepVGGConvertHook
 from .errors import UserError
 from .foreign import Branch, FusedBlock, Parts, fusible
+from .prediction import predict
 from .weights import load_strictly
 
 __version__ = '0.1.0'
@@ -27,5 +28,5 @@ __version__ = '0.1.0'
 __all__ = [
     'ARCHS', 'Arch', 'BFloat16OptimWrapper', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock',
     'RepVGGConvertHook', 'UserError', 'compare_models', 'fast_dilations', 'fusible', 'load_strictly',
-    'read_checkpoint', 'whole_model_convert',
+    'predict', 'read_checkpoint', 'whole_model_convert',
 ]

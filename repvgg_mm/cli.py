@@ -6,7 +6,8 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from os import PathLike
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -76,7 +77,23 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         UserError: there is no such file or it is not a config.
     """
-    path = Path(args.config)
+    cfg = read_config(args.config, args.cfg_options)
+    import_toolbox(cfg)
+    use_safe_reader(trust=getattr(args, 'trust_checkpoint', False))
+    if 'launcher' in args:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        cfg.launcher = args.launcher
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    return cfg
+
+
+def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
+    """The config in a file, with `options` applied as --cfg-options are.
+
+    Raises:
+        UserError: there is no such file or it is not a config.
+    """
+    path = Path(path)
     if not path.is_file():
         raise UserError(f'A config is a Python file, and {path} is missing. Those of this project are in configs/.')
     try:
@@ -84,25 +101,21 @@ def load_config(args: argparse.Namespace) -> Config:
     except Exception as error:  # a config is a program of the user's
         raise UserError(f'A config is Python that MMEngine can merge with its bases, and {path} is not '
                         f'({type(error).__name__}: {error}). Compare it with a file in configs/.') from None
-    if args.cfg_options is not None:
+    if options is not None:
         try:
-            cfg.merge_from_dict(args.cfg_options)
+            cfg.merge_from_dict(options)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f'--cfg-options overrides settings that {path} can have, and {args.cfg_options} does not '
+            raise UserError(f'--cfg-options overrides settings that {path} can have, and {options} does not '
                             f'fit it ({type(error).__name__}: {error}). Compare the names with the config.') from None
     if 'model' not in cfg:
         raise UserError(f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
                         'Give a config of configs/ rather than one of configs/_base_/.')
-    _import_toolbox(cfg.get('default_scope', 'mmengine'))
-    use_safe_reader(trust=getattr(args, 'trust_checkpoint', False))
-    if 'launcher' in args:
-        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-        cfg.launcher = args.launcher
-        cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
     return cfg
 
 
-def _import_toolbox(scope: str) -> None:
+def import_toolbox(cfg: Config) -> None:
+    """Import the toolbox of a config's default_scope, or raise UserError with the command that installs it."""
+    scope = cfg.get('default_scope', 'mmengine')
     try:
         importlib.import_module(scope)
         if scope != 'mmengine':

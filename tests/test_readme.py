@@ -29,7 +29,7 @@ def test_every_make_target_it_names_exists():
 
 
 def test_every_flag_it_names_is_known():
-    tools = ('train', 'test', 'benchmark', 'convert_whole', 'convert_weights', 'export', 'make_shapes')
+    tools = ('train', 'test', 'benchmark', 'convert_whole', 'convert_weights', 'export', 'make_shapes', 'predict')
     usage = ''.join(run_tool(f'tools/{name}.py', '--help').stdout for name in tools)
     flags = set(re.findall(r'(?<![\w-])--(?!no-build)[a-z][a-z-]+', README))
     assert {flag for flag in flags if flag not in usage} == set()
