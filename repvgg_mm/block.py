@@ -183,12 +183,11 @@ class RepVGGBlock(nn.Module):
                    for _, norm in self._named_norms())
 
     def _sums_in_one_pass(self, x: Tensor) -> bool:
-        """Whether `branch_sum` can take this call: CPU, full precision, every norm on the statistics of this batch."""
+        """Whether `branch_sum` can take this call: on a CPU, with plain norms, each on the statistics of this batch."""
         conv = self.branch_3x3.conv
         positions = [-(-size // stride) for size, stride in zip(x.shape[2:], conv.stride)]
-        return (x.device.type == 'cpu' and not torch.is_autocast_enabled('cpu')
-                and x.dtype == conv.weight.dtype and x.dtype in (torch.float32, torch.float64)
-                and conv.padding_mode == 'zeros'
+        dtypes = {conv.weight.dtype} if torch.is_autocast_enabled('cpu') else {conv.weight.dtype, x.dtype}
+        return (x.is_cpu and dtypes in ({torch.float32}, {torch.float64}) and conv.padding_mode == 'zeros'
                 and len(x) * positions[0] * positions[1] > 1  # else torch's BatchNorm says what is wrong
                 and all(isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm) and norm.training
                         and norm.running_mean is not None and norm.weight is not None
@@ -197,9 +196,11 @@ class RepVGGBlock(nn.Module):
     def _branch_sum(self, x: Tensor) -> Tensor:
         conv = self.branch_3x3.conv
         norms = [_in_training(norm) for _, norm in self._named_norms()]
-        return branch_sum(x, conv.weight, norms[0], self.branch_1x1.conv.weight, norms[1],
-                          norms[2] if norms[2:] else None,
-                          Geometry(conv.stride, conv.padding, conv.dilation, conv.groups))
+        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+        with torch.autocast('cpu', enabled=False):
+            return branch_sum(x.to(dtype), conv.weight.to(dtype), norms[0], self.branch_1x1.conv.weight.to(dtype),
+                              norms[1], norms[2] if norms[2:] else None,
+                              Geometry(conv.stride, conv.padding, conv.dilation, conv.groups))
 
     @contextmanager
     def _statistics_untouched(self) -> Iterator[None]:

@@ -3,9 +3,8 @@
     out = BN(z) + BN(u) + BN(x),    z = conv3x3(x),    u = conv1x1(x)
 
 Autograd would keep x, z and u for the backward pass; a plain convolution with BatchNorm keeps x and z. Here u, a ninth
-of the work of z, is computed again. Each normalisation after the first is added to the sum in one pass: with
-s = gamma / sqrt(var + eps) it is s * u + (beta - s * mean), and the constants go into the first one's bias.
-Activations are in channels_last, where oneDNN's convolutions need not reorder them.
+of the work of z, is computed again. Activations are in channels_last, where oneDNN's convolutions need not reorder
+them.
 """
 
 from __future__ import annotations
@@ -55,26 +54,17 @@ def branch_sum(
 class _BranchSum(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, geometry, running, x, weight_3x3, weight_1x1, gamma_3x3, beta_3x3, *small_affine):
+    def forward(ctx, geometry, running, x, weight_3x3, weight_1x1, *affine):
         x = x.contiguous(memory_format=torch.channels_last)
-        u = torch.conv2d(centres(x, geometry.stride), weight_1x1, groups=geometry.groups)  # N, C2, H', W'
-        bias = beta_3x3.clone()
-        small, moments = [], []
-        for before, gamma, beta, (*buffers, momentum, eps) in zip(
-                (u, x), small_affine[::2], small_affine[1::2], running[1:]):
-            mean, var = torch.batch_norm_update_stats(before, *buffers, momentum)
-            rstd = var.add_(eps).rsqrt_()
-            scale = gamma * rstd
-            bias.add_(beta).addcmul_(scale, mean, value=-1)
-            small.append((before, scale[:, None, None]))
-            moments.append((mean, rstd))
         z = torch.conv2d(x, weight_3x3, None, *geometry)                                 # N, C2, H', W'
-        *buffers, momentum, eps = running[0]
-        out, *moments_3x3 = torch.native_batch_norm(z, gamma_3x3, bias, *buffers, True, momentum, eps)
-        for before, scale in small:
-            out.addcmul_(before, scale)
-        ctx.save_for_backward(x, z, weight_3x3, weight_1x1, gamma_3x3, *small_affine[::2])
-        ctx.geometry, ctx.moments, ctx.eps = geometry, [moments_3x3, *moments], [part[-1] for part in running]
+        u = torch.conv2d(centres(x, geometry.stride), weight_1x1, groups=geometry.groups)  # N, C2, H', W'
+        out, moments = None, []
+        for before, gamma, beta, (*buffers, momentum, eps) in zip((z, u, x), affine[::2], affine[1::2], running):
+            normalised, *mean_rstd = torch.native_batch_norm(before, gamma, beta, *buffers, True, momentum, eps)
+            out = normalised if out is None else out.add_(normalised)
+            moments.append(mean_rstd)
+        ctx.save_for_backward(x, z, weight_3x3, weight_1x1, *affine[::2])
+        ctx.geometry, ctx.moments, ctx.eps = geometry, moments, [part[-1] for part in running]
         return out
 
     @staticmethod
