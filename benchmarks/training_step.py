@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py [A0 B1g2] [--size 512] [--images 2] [--rounds 7]
 
-Every row is timed once a round, interleaved, and given as the median of the rounds' ratios to the first row of its
-group. The images are contiguous unless a row says otherwise. Where mmpretrain and timm can be imported
+Every row of a group is timed once a round, interleaved, and given as the median of the rounds' ratios to the first row
+of its group. The images are contiguous unless a row says otherwise. Where mmpretrain and timm can be imported
 (.venv-peers/bin/python) their nets are rows too.
 """
 
@@ -71,19 +71,18 @@ def measure(arch: str, x: torch.Tensor, rounds: int) -> None:
         groups['evaluation'][name] = partial(forward, model, x)
         groups['step with batch statistics'][name] = partial(step, trained[name], x)
 
-    calls = {(group, name): call for group, members in groups.items() for name, call in members.items()}
-    times = {key: [] for key in calls}
-    for _ in range(rounds + 1):
-        for key, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[key].append(time.perf_counter() - start)
-    for (group, name), counted in times.items():
-        first = times[group, next(iter(groups[group]))]
-        ratios = [a / b for a, b in zip(counted[1:], first[1:])]
-        lower, median, upper = statistics.quantiles(ratios, n=4)
-        print(f'{arch:5} {group:27} {name:34} {statistics.median(counted[1:]) * 1000:8.0f} ms   '
-              f'{median:.2f} ({lower:.2f} to {upper:.2f})', flush=True)
+    for group, calls in groups.items():
+        times = {name: [] for name in calls}
+        for _ in range(rounds + 1):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+        _, *first = next(iter(times.values()))
+        for name, (_, *counted) in times.items():
+            lower, median, upper = statistics.quantiles([a / b for a, b in zip(counted, first)], n=4)
+            print(f'{arch:5} {group:27} {name:34} {statistics.median(counted) * 1000:8.0f} ms   '
+                  f'{median:.2f} ({lower:.2f} to {upper:.2f})', flush=True)
     saved = {name: saved_bytes(model, x) for name, model in trained.items()}
     with branch_by_branch(ours):
         saved['branch by branch'] = saved_bytes(ours, x)

@@ -58,10 +58,18 @@ class _BranchSum(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         z = torch.conv2d(x, weight_3x3, None, *geometry)                                 # N, C2, H', W'
         u = torch.conv2d(centres(x, geometry.stride), weight_1x1, groups=geometry.groups)  # N, C2, H', W'
-        out, moments = None, []
-        for before, gamma, beta, (*buffers, momentum, eps) in zip((z, u, x), affine[::2], affine[1::2], running):
-            normalised, *mean_rstd = torch.native_batch_norm(before, gamma, beta, *buffers, True, momentum, eps)
-            out = normalised if out is None else out.add_(normalised)
+
+        def normalise(i: int, before: Tensor, into: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Writes to `into`; returns it, the mean and 1 / sqrt(var + eps)."""
+            gamma, beta, (*buffers, momentum, eps) = *affine[2 * i:2 * i + 2], running[i]
+            return torch.native_batch_norm(before, gamma, beta, *buffers, True, momentum, eps,
+                                           out=(into, torch.empty_like(gamma), torch.empty_like(gamma)))
+
+        out, *moments = normalise(0, z, into=torch.empty_like(z))
+        moments = [moments]
+        for i, before in enumerate((u, x)[:len(running) - 1], 1):
+            normalised, *mean_rstd = normalise(i, before, into=u)  # after its own norm u is needed no more
+            out += normalised
             moments.append(mean_rstd)
         ctx.save_for_backward(x, z, weight_3x3, weight_1x1, *affine[::2])
         ctx.geometry, ctx.moments, ctx.eps = geometry, moments, [part[-1] for part in running]
