@@ -32,9 +32,7 @@ def scale_shift_of_norm(
     scale = torch.rsqrt(var + eps)
     if weight is not None:
         scale = scale * weight
-    shift = -mean * scale
-    if bias is not None:
-        shift = shift + bias
+    shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
     return ScaleShift(scale, shift)
 
 
