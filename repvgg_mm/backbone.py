@@ -7,6 +7,7 @@ from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
+import torch
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
@@ -130,8 +131,7 @@ class RepVGG(BaseModule):
             x = getattr(self, name)(x)                   # N, C_i, H_i, W_i
             features.append(x)
         wanted = [features[i] for i in self.out_indices]
-        # Blocks may have gone over to channels_last, which some heads' .view() does not take.
-        return tuple(feature.contiguous() if contiguous else feature for feature in wanted)
+        return tuple(_contiguous(feature) if contiguous else feature for feature in wanted)
 
     def switch_to_deploy(self) -> None:
         """Fuse every block; does nothing in deploy form.
@@ -188,6 +188,19 @@ def fast_dilations(arch: str | Mapping) -> tuple[int | tuple[int, ...], ...]:
     """
     depth = get_arch(arch).depths[2]
     return 1, 1, (1,) * (depth - 4) + (2,) * 4, 4
+
+
+def _contiguous(feature: Tensor) -> Tensor:
+    """`feature` for heads that take nothing else (mmcv's RoIAlign), where blocks have gone over to channels_last.
+
+    Its gradient returns in channels_last, so that adding it to that of the next stage is fast.
+    """
+    if feature.is_contiguous():
+        return feature
+    feature = feature.contiguous()
+    if feature.requires_grad:
+        feature.register_hook(lambda grad: grad.contiguous(memory_format=torch.channels_last))
+    return feature
 
 
 def _normalise_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
