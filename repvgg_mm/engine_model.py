@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from numbers import Number
 from os import PathLike
 
 import numpy as np
@@ -154,7 +155,7 @@ def evaluate(cfg: Config, weights: str | PathLike, *, trust: bool = False) -> di
             load_strictly(model.module if isinstance(model, BaseTTAModel) else model, checkpoint, str(weights))
         else:
             runner.model = EngineModel(cfg, engine, model)
-        return {name: float(value) for name, value in runner.test().items()}
+        return {name: float(value) for name, value in runner.test().items() if isinstance(value, Number)}
 
 
 def _test_config(cfg: Config, folder: str) -> Config:
