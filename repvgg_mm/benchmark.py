@@ -1,10 +1,10 @@
-"""Training form, deploy form and other configs side by side: time, memory, parameters and FLOPs."""
+"""Training form, deploy form, other configs and engines side by side: time, memory, parameters and FLOPs."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .convert import fusible_or_fused, whole_model_convert
+from .engine import SUFFIXES, Engine, optional
 from .errors import UserError
 from .measure import LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
 from .raw_outputs import raw_outputs
@@ -33,10 +34,10 @@ class Row:
     median_ms: float
     lower_ms: float
     upper_ms: float
-    saved_mib: float | None  # what a step keeps for its backward pass, parameters not counted
-    peak_mib: float          # at most alive during the work, above what was there before
-    million_parameters: float
-    gflops: float
+    saved_mib: float | None = None  # what a step keeps for its backward pass, parameters not counted
+    peak_mib: float | None = None  # at most alive during the work, above what was there before; of an engine unknown
+    million_parameters: float | None = None
+    gflops: float | None = None
 
 
 @dataclass
@@ -80,15 +81,49 @@ def build_forms(paths: Iterable[str]) -> dict[str, nn.Module]:
     return models
 
 
-def benchmark(models: dict[str, nn.Module], setting: Setting, works: Iterable[str]) -> list[Row]:
-    """Every model does each kind of work, interleaved; a step is forward and backward of the mean of all outputs.
+def load_engines(paths: Iterable[str]) -> dict[str, Engine]:
+    """Engines by name, with as many threads as torch has."""
+    engines = [Engine(path, threads=torch.get_num_threads()) for path in paths]
+    return {f'{SUFFIXES[engine.path.suffix]} {engine.meta["precision"]}, {engine.path}': engine for engine in engines}
 
-    In a norm_eval step every norm stays on running statistics.
+
+def engine_versions(engines: Mapping[str, Engine]) -> dict[str, str]:
+    """Of the libraries that run them."""
+    libraries = sorted({SUFFIXES[engine.path.suffix] for engine in engines.values()})
+    return {library: optional(library).__version__ for library in libraries}
+
+
+def engine_call(engine: Engine, inputs: Tensor) -> Callable[[], object]:
+    """Run `engine` on images of the shape of `inputs` (N, C, H, W), as it takes them.
 
     Raises:
-        UserError: a model cannot take the input, or there is no compiled step here.
+        UserError: it does not take that shape, or `inputs` are on a GPU.
     """
-    inputs, works = setting.inputs, list(works)
+    if inputs.is_cuda:
+        raise UserError(f'Engines run on the CPU here, and the models of this benchmark on {inputs.device}. Add '
+                        '--device cpu, or measure the engines by themselves.')
+    images = inputs.float()
+    if engine.meta['input']['layout'] == 'NHWC':
+        images = torch.randint(256, images.movedim(1, 3).shape, dtype=torch.uint8)
+    images = images.numpy(force=True)
+    engine(images)
+    return partial(engine, images)
+
+
+def benchmark(
+    models: dict[str, nn.Module], setting: Setting, works: Iterable[str], engines: Mapping[str, Engine] | None = None
+) -> list[Row]:
+    """Every model does each kind of work, interleaved; a step is forward and backward of the mean of all outputs.
+
+    In a norm_eval step every norm stays on running statistics. Engines only do forward calls, among the models.
+
+    Raises:
+        UserError: a model or engine cannot take the input, there is no compiled step here, or engines have no work.
+    """
+    inputs, works, engines = setting.inputs, list(works), engines or {}
+    if engines and 'forward' not in works:
+        raise UserError(f'Engines only do forward calls, and --work is {", ".join(works)}. Add forward to --work, or '
+                        'leave the engines out.')
     if setting.compile and not inputs.is_cuda and works != ['forward']:
         raise UserError('--compile measures steps on a GPU only, where torch compiles them reliably, and this is '
                         f'{inputs.device}. Measure --work forward, or leave --compile out.')
@@ -109,11 +144,14 @@ def benchmark(models: dict[str, nn.Module], setting: Setting, works: Iterable[st
                 raise UserError(f'Every model gets the same input, and {name} cannot do a {work} with '
                                 f'{tuple(inputs.shape)}: {str(error).splitlines()[0]}. Choose --batch, --shape, '
                                 '--dtype or --work that it can.') from None
+        if work == 'forward':
+            calls |= {name: engine_call(engine, inputs) for name, engine in engines.items()}
         times = interleaved_latency(calls, setting.rounds)
         rows += [Row(name, work, *times[name],
                      None if work == 'forward' else saved_bytes(model, inputs, setting.amp) / 2**20, memory[name],
                      count_parameters(model) / 1e6, 2 * count_macs(model, inputs) / 1e9)
                  for name, model in models.items()]
+        rows += [Row(name, work, *times[name]) for name in engines if name in calls]
     return rows
 
 
@@ -155,10 +193,14 @@ def table(rows: list[Row]) -> str:
         first = next(other for other in rows if other.work == row.work)
         cells.append((
             row.model, row.work, f'{row.median_ms:.1f} ({row.lower_ms:.1f} to {row.upper_ms:.1f})',
-            f'{row.median_ms / first.median_ms:.2f}', '' if row.saved_mib is None else f'{row.saved_mib:.0f}',
-            f'{row.peak_mib:.0f}', f'{row.million_parameters:.2f}', f'{row.gflops:.2f}'))
+            f'{row.median_ms / first.median_ms:.2f}', _figure(row.saved_mib, 0), _figure(row.peak_mib, 0),
+            _figure(row.million_parameters, 2), _figure(row.gflops, 2)))
     lines = [f'| {" | ".join(row)} |' for row in cells]
     return '\n'.join(lines)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return '' if value is None else f'{value:.{digits}f}'
 
 
 def write_json(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
@@ -177,7 +219,7 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
         done = [row for row in rows if row.work == work]
         spread = [[row.median_ms - row.lower_ms for row in done], [row.upper_ms - row.median_ms for row in done]]
         bars = axis.barh([row.model for row in done], [row.median_ms for row in done], xerr=spread, capsize=3,
-                         color=['tab:green' if 'deploy' in row.model else 'tab:blue' for row in done])
+                         color=[_colour(row) for row in done])
         axis.bar_label(bars, [f'{row.median_ms:.0f} ms' for row in done], padding=8)
         axis.set(title=work, xlim=(0, 1.25 * max(row.upper_ms for row in done)))
         axis.invert_yaxis()
@@ -187,6 +229,10 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _colour(row: Row) -> str:
+    return 'tab:orange' if row.gflops is None else 'tab:green' if 'deploy' in row.model else 'tab:blue'
 
 
 def _forward(run: Callable, model: nn.Module, setting: Setting) -> None:

@@ -1,19 +1,32 @@
-"""Both forms of models and their rivals side by side: python tools/benchmark.py CONFIG ... --plot FILE.png"""
+"""Both forms of models, engines and rivals side by side: python tools/benchmark.py CONFIG ... --plot FILE.png"""
 
 import argparse
 from pathlib import Path
 
 import torch
 
-from repvgg_mm.benchmark import WORK, Setting, benchmark, build_forms, draw, table, write_json
+from repvgg_mm.benchmark import (
+    WORK,
+    Setting,
+    benchmark,
+    build_forms,
+    draw,
+    engine_versions,
+    load_engines,
+    table,
+    write_json,
+)
 from repvgg_mm.cli import run_tool
+from repvgg_mm.engine import is_engine
 from repvgg_mm.errors import UserError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description='Time models of configs, interleaved in one process, after a warm-up. No weights are loaded.')
-    parser.add_argument('configs', nargs='+', help='configs; models with RepVGG blocks are measured in both forms')
+    parser.add_argument('configs', nargs='+', metavar='CONFIG_OR_ENGINE',
+                        help='configs, whose models with RepVGG blocks are measured in both forms; and engines (.onnx, '
+                             '.xml), with --work forward')
     parser.add_argument('--shape', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1, help='images a call')
     parser.add_argument('--work', nargs='+', choices=WORK, default=['forward'])
@@ -26,7 +39,8 @@ def main() -> None:
     parser.add_argument('--json', type=Path, help='file for the figures')
     parser.add_argument('--plot', type=Path, help='file for a picture (.png, .svg, .pdf)')
     args = parser.parse_args()
-    for path in args.configs:
+    configs = [path for path in args.configs if not is_engine(path)]
+    for path in configs:
         if not Path(path).is_file():
             raise UserError(f'A benchmark reads configs, and {path} is no file. Name one of configs/.')
     if args.rounds < 2 or args.batch < 1:
@@ -36,8 +50,9 @@ def main() -> None:
     if args.channels_last:
         inputs = inputs.to(memory_format=torch.channels_last)
     setting = Setting(inputs, args.rounds, args.amp and getattr(torch, args.amp), args.compile)
-    rows = benchmark(build_forms(args.configs), setting, args.work)
-    conditions = setting.conditions()
+    engines = load_engines(path for path in args.configs if is_engine(path))
+    rows = benchmark(build_forms(configs), setting, args.work, engines)
+    conditions = setting.conditions() | engine_versions(engines)
     print('\n' + ', '.join(f'{key} {value}' for key, value in conditions.items()) + '\n' + table(rows))
     if args.json:
         write_json(args.json, rows, conditions)

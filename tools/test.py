@@ -1,17 +1,15 @@
-"""Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out DIR] [--tta]"""
+"""Evaluate a checkpoint or engine: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out DIR] [--tta]"""
 
-from mmengine.model import is_model_wrapper
-
-from repvgg_mm.checkpoint import read_checkpoint
-from repvgg_mm.cli import add_checkpoint, add_launch, load_config, parser_with_config, run_tool
+from repvgg_mm.cli import add_launch, add_trust, load_config, parser_with_config, run_tool
+from repvgg_mm.engine import is_engine
+from repvgg_mm.engine_model import evaluate
 from repvgg_mm.errors import UserError
-from repvgg_mm.runner import build_runner
-from repvgg_mm.weights import load_strictly
 
 
 def main() -> None:
     parser = parser_with_config('Evaluate a segmentor, detector or classifier on its test set.')
-    add_checkpoint(parser)
+    parser.add_argument('checkpoint', help='checkpoint, or engine (.onnx, .xml) that tools/export.py wrote')
+    add_trust(parser)
     add_launch(parser)
     parser.add_argument('--out', help='folder (masks of a segmentor) or .pkl file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions on the screen')
@@ -32,12 +30,11 @@ def main() -> None:
     if args.out:
         save_predictions(cfg, args.out)
     if args.tta:
+        if is_engine(args.checkpoint):
+            raise UserError(f'--tta predicts images of several sizes, flipped too, with a model, and '
+                            f'{args.checkpoint} is an engine. Give the checkpoint, or leave --tta out.')
         use_test_time_augmentation(cfg)
-    checkpoint = read_checkpoint(args.checkpoint, trust=args.trust_checkpoint)
-    runner = build_runner(cfg, 'test')
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    load_strictly(model.module if args.tta else model, checkpoint, args.checkpoint)
-    runner.test()
+    evaluate(cfg, args.checkpoint, trust=args.trust_checkpoint)
 
 
 def save_predictions(cfg, out: str) -> None:
