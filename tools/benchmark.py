@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from repvgg_mm.benchmark import WORK, Setting, benchmark, build_forms, draw, table, write_json
-from repvgg_mm.cli import run_tool
+from repvgg_mm.cli import add_report, run_tool
 from repvgg_mm.errors import UserError
+from repvgg_mm.page import check_page, write_page
 
 
 def main() -> None:
@@ -25,7 +26,10 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--json', type=Path, help='file for the figures')
     parser.add_argument('--plot', type=Path, help='file for a picture (.png, .svg, .pdf)')
+    add_report(parser)
     args = parser.parse_args()
+    if args.report:
+        check_page(args.report)
     for path in args.configs:
         if not Path(path).is_file():
             raise UserError(f'A benchmark reads configs, and {path} is no file. Name one of configs/.')
@@ -43,6 +47,10 @@ def main() -> None:
         write_json(args.json, rows, conditions)
     if args.plot:
         draw(args.plot, rows, conditions)
+    if args.report:
+        from repvgg_mm.report import benchmark_page
+        write_page(args.report, benchmark_page(rows, conditions))
+        print(f'Report: {args.report}')
 
 
 if __name__ == '__main__':
