@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from .measure import Latency
 from .ranges import FUSED, Range
@@ -18,6 +21,7 @@ from .ranges import FUSED, Range
 INK = '#010203'  # stands for the page's colour
 GREY, BLUE, GREEN, ORANGE, PURPLE = '#8a8f98', '#4a8fe0', '#2fa36b', '#e0873a', '#a06bd0'
 BRANCH_COLOURS = (BLUE, ORANGE, PURPLE, GREY)
+NARROW = 5.2  # inches: its text can be read on a telephone
 STYLE = {
     'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 10, 'axes.titlesize': 10,
     **dict.fromkeys(('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK),
@@ -61,7 +65,9 @@ def latency_chart(latencies: Mapping[str, Latency], label: str) -> Markup:
         axis = figure.subplots()
         latency_bars(axis, latencies, colours)
         axis.set_xlabel('ms a call, median and quartiles')
-    return svg(draw, 6.4, 0.8 + 0.42 * len(latencies), label)
+        axis.spines['left'].set_visible(False)
+        axis.tick_params(left=False)
+    return svg(draw, NARROW, 0.7 + 0.44 * len(latencies), label)
 
 
 def error_chart(errors: Mapping[str, float], tolerance: float, label: str) -> Markup:
@@ -77,15 +83,23 @@ def error_chart(errors: Mapping[str, float], tolerance: float, label: str) -> Ma
         axis.annotate(f'at most {tolerance:g}', (tolerance, 1), xycoords=('data', 'axes fraction'),
                       xytext=(-4, 2), textcoords='offset points', color=ORANGE, ha='right')
         axis.set(xscale='log', xlim=(left, 3 * max(tolerance, *errors.values())), xlabel='relative error')
+        axis.xaxis.set_major_formatter(lambda error, _: f'{error:.0e}')
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(axis='x')
         axis.invert_yaxis()
-    return svg(draw, 6.4, 1 + 0.3 * len(errors), label)
+    return svg(draw, NARROW, 0.9 + 0.27 * len(errors), label)
 
 
 def range_chart(ranges: Mapping[str, Mapping[str, Range]], label: str) -> Markup:
-    """Of each layer and branch a thin line from smallest to largest value, a bar from 1st to 99th percentile."""
+    """Of each layer and branch a thin line from smallest to largest value, a bar from 1st to 99th percentile.
+
+    The axis is linear up to the bar of the middle layer's fused convolution, logarithmic beyond.
+    """
     branches = list(dict.fromkeys(branch for found in ranges.values() for branch in found if branch != FUSED))
     colours = {branch: BRANCH_COLOURS[i % len(BRANCH_COLOURS)] for i, branch in enumerate(branches)} | {FUSED: GREEN}
+
+    bars = [max(abs(found[FUSED].p1), abs(found[FUSED].p99)) for found in ranges.values()]
+    linear = 10 ** math.floor(math.log10(max(statistics.median(bars), 1e-30)))
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
@@ -97,6 +111,8 @@ def range_chart(ranges: Mapping[str, Mapping[str, Range]], label: str) -> Markup
             axis.vlines(places, [r.low for _, r in found], [r.high for _, r in found], color=colour, linewidth=1)
             axis.bar(places, [r.p99 - r.p1 for _, r in found], step * 0.8, [r.p1 for _, r in found], color=colour,
                      label=branch)
+        axis.set_yscale('symlog', linthresh=linear, linscale=0.6)
+        axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
         axis.axhline(0, color=INK, linewidth=0.6)
         axis.set_xticks(range(len(ranges)), ranges, rotation=60, ha='right', rotation_mode='anchor', fontsize=9)
         axis.set_xlim(-0.6, len(ranges) - 0.4)

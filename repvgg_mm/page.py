@@ -36,7 +36,7 @@ class Chart:
 
     svg: Markup
     caption: str = ''
-    width_rem: float = 40
+    width_rem: float = 34
     kind: str = 'chart'
 
 

@@ -22,7 +22,7 @@ from .page import Chart, Gallery, Page, Section, Table, Verdict
 from .ranges import FUSED, Layer, Range, layer_ranges
 from .side_by_side import SideBySide, side_by_side
 
-FORMS = {'branches': 'training form, branch by branch', 'training': 'training form, as evaluated',
+FORMS = {'branches': 'training form,\nbranch by branch', 'training': 'training form,\nas evaluated',
          'deploy': 'deploy form'}
 
 
@@ -154,7 +154,7 @@ def _picture_section(pictures: SideBySide, missing: str) -> Section:
         return Section('On real images', 'Predictions of segmentors and detectors are drawn, and this is neither.')
     return Section(
         'On real images', 'Images at even distances of the validation set of the config, through the pipeline and '
-        'post-processing of the toolbox.', [Gallery(pictures.comparisons, pictures.legend)])
+        'post-processing of the toolbox; the training form computes branch by branch.', [Gallery(pictures.comparisons, pictures.legend)])
 
 
 def _weight_section(layers: Sequence[Layer]) -> Section:
@@ -163,7 +163,7 @@ def _weight_section(layers: Sequence[Layer]) -> Section:
         'Weights, before and after fusing',
         'Each branch as it enters the sum: its kernel times the scale of its BatchNorm. Beside them, in green, the one '
         'kernel that they become. A thin line runs from the smallest to the largest value, the bar from the 1st to the '
-        '99th percentile.')
+        '99th percentile. The axis is logarithmic away from zero.')
     if layers:
         worst = max(layers, key=lambda layer: layer.imbalance)
         table = _range_table(ranges)
@@ -247,9 +247,9 @@ def _error_verdict(errors: Mapping[str, float], tolerance: float = TOLERANCE, wo
 
 def _latency_verdict(costs: Costs) -> Verdict:
     branches, training, deploy = (costs.latency[name].median_ms for name in FORMS)
-    return Verdict(f'{branches / deploy:.2f}x', 'as fast as the branches',
-                   f'{branches:.1f} to {deploy:.1f} ms; {training / deploy:.2f}x as fast as the training form is '
-                   'evaluated')
+    return Verdict(f'{branches / deploy:.2f}x', 'as fast as branch by branch',
+                   f'{branches:.1f} to {deploy:.1f} ms; against the training form as evaluated '
+                   f'{training / deploy:.2f}x')
 
 
 def _parameter_verdict(costs: Costs) -> Verdict:

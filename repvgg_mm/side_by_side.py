@@ -20,6 +20,7 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from .block import branch_by_branch
 from .errors import UserError
 from .runner import check_dataset, config_dicts
 
@@ -101,6 +102,8 @@ def validation_set(cfg: Config) -> object:
 def side_by_side(cfg: Config, models: dict[str, nn.Module], count: int = 4) -> SideBySide:
     """Images at even distances of the validation set, with the truth and the predictions of two models in eval mode.
 
+    A training form predicts branch by branch: fused on the fly it would only be compared with itself.
+
     Models that are neither segmentors nor detectors are not drawn.
 
     Raises:
@@ -121,7 +124,7 @@ def side_by_side(cfg: Config, models: dict[str, nn.Module], count: int = 4) -> S
                             f'{error}). Mend it.') from None
         inputs.append(first.data_preprocessor(pseudo_collate([sample]), False)['inputs'])
         if drawn:
-            predictions = [model.test_step(pseudo_collate([sample]))[0] for model in models.values()]
+            predictions = [_predict(model, sample) for model in models.values()]
             comparisons.append(_comparison(sample, dict(zip(models, predictions)), draw, compare, colours_of(dataset)))
     legend = [(name, f'rgb({r}, {g}, {b})') for name, (r, g, b) in
               zip(dataset.metainfo.get('classes') or (), colours_of(dataset).tolist())] if drawn else []
@@ -139,6 +142,11 @@ def colours_of(dataset: object) -> np.ndarray:
     hues = np.arange(count) * 0.618 % 1 * 180
     hsv = np.stack([hues, np.full(count, 190), np.full(count, 230)], 1).astype(np.uint8)
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] if count else np.zeros((0, 3), np.uint8)
+
+
+def _predict(model: nn.Module, sample: dict) -> BaseDataElement:
+    with branch_by_branch(model):
+        return model.test_step(pseudo_collate([sample]))[0]
 
 
 def _comparison(sample: dict, predictions: dict[str, BaseDataElement], draw: Draw, compare: Callable,
