@@ -153,8 +153,9 @@ def _picture_section(pictures: SideBySide, missing: str) -> Section:
     if not pictures.comparisons:
         return Section('On real images', 'Predictions of segmentors and detectors are drawn, and this is neither.')
     return Section(
-        'On real images', 'Images at even distances of the validation set of the config, through the pipeline and '
-        'post-processing of the toolbox; the training form computes branch by branch.', [Gallery(pictures.comparisons, pictures.legend)])
+        'On real images',
+        'Images at even distances of the validation set of the config, through the pipeline and post-processing of the '
+        'toolbox; the training form computes branch by branch.', [Gallery(pictures.comparisons, pictures.legend)])
 
 
 def _weight_section(layers: Sequence[Layer]) -> Section:

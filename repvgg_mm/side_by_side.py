@@ -166,7 +166,7 @@ def _comparison(sample: dict, predictions: dict[str, BaseDataElement], draw: Dra
 
     def draw_difference(axis: Axes) -> None:
         height, width = image.shape[:2]
-        grey = image.mean(2, keepdims=True).repeat(3, 2) * 0.45 + 115
+        grey = image.mean(2, keepdims=True).repeat(3, 2) * 0.45 + 80
         axis.imshow(grey.astype(np.uint8), extent=(0, width, height, 0))
         mark(axis, (0, width, height, 0))
 
