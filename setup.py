@@ -18,10 +18,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['repvgg_mm', 'repvgg_mm.*']),
+    package_data={'repvgg_mm': ['*.html.j2']},
     python_requires='>=3.10,<3.13',
     # Neither stack stands here: the two share their import names, and the wrong
     # one would overwrite a user's installation.
-    install_requires=['torch>=2.6', 'numpy', 'safetensors'],
+    install_requires=['torch>=2.6', 'numpy', 'safetensors', 'jinja2', 'matplotlib'],
     extras_require={
         'openmmlab': requirements('openmmlab'),
         'onedl': requirements('onedl'),

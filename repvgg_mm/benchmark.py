@@ -15,10 +15,11 @@ from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from .charts import latency_bars
 from .convert import fusible_or_fused, whole_model_convert
 from .engine import SUFFIXES, Engine, optional
 from .errors import UserError
-from .measure import LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
+from .measure import Latency, LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
 from .raw_outputs import raw_outputs
 from .runner import build_model, config_dicts, replace_sync_bn
 
@@ -217,12 +218,9 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
     figure, axes = plt.subplots(len(works), figsize=(9, (0.45 * len(models) + 0.9) * len(works) + 0.5), squeeze=False)
     for axis, work in zip(axes[:, 0], works):
         done = [row for row in rows if row.work == work]
-        spread = [[row.median_ms - row.lower_ms for row in done], [row.upper_ms - row.median_ms for row in done]]
-        bars = axis.barh([row.model for row in done], [row.median_ms for row in done], xerr=spread, capsize=3,
-                         color=[_colour(row) for row in done])
-        axis.bar_label(bars, [f'{row.median_ms:.0f} ms' for row in done], padding=8)
-        axis.set(title=work, xlim=(0, 1.25 * max(row.upper_ms for row in done)))
-        axis.invert_yaxis()
+        latency_bars(axis, {row.model: Latency(row.median_ms, row.lower_ms, row.upper_ms) for row in done},
+                     [_colour(row) for row in done], digits=0)
+        axis.set_title(work)
     axes[-1, 0].set_xlabel('ms, median and quartiles')
     made_with = ', '.join(f'{key} {value}' for key, value in setting.items())
     figure.supxlabel(textwrap.fill(made_with, 120), fontsize=8)

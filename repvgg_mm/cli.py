@@ -64,6 +64,10 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         help='unpickle whatever a checkpoint contains; it can then run any code')
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--report', type=Path, metavar='FILE.html', help='write what was found as one page')
+
+
 def add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and results; work_dirs/CONFIG_NAME by default')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',

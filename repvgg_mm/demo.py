@@ -12,9 +12,10 @@ from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from .checkpoint import read_checkpoint
-from .demo_pictures import draw_boxes, draw_latency, draw_mask, draw_predictions, draw_training
+from .demo_pictures import draw_latency, draw_predictions, draw_training
 from .measure import count_parameters, form_latency
 from .runner import build_model
+from .side_by_side import draw_boxes, draw_mask
 from .weights import load_strictly
 
 METRICS = {'segmentor': ('mIoU', 'mIoU', 1), 'detector': ('bbox mAP', 'coco/bbox_mAP', 100)}  # title, key, to percent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,20 +10,16 @@ import matplotlib
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.structures import BaseDataElement
 from torch import nn
 
+from .charts import latency_bars
 from .measure import Latency
+from .side_by_side import Draw
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-from matplotlib.patheffects import withStroke
 
 FORMS = {'branches': 'training form,\nbranch by branch', 'training': 'training form', 'deploy': 'deploy form'}
-SCORE = 0.5  # boxes below are not drawn
-
-# axis, image (H, W, 3), the sample, 'gt' or 'pred', a colour (3,) of uint8 a class
-Draw = Callable[[plt.Axes, np.ndarray, BaseDataElement, str, np.ndarray], None]
 
 
 class Curves(NamedTuple):
@@ -69,28 +64,6 @@ def draw_predictions(models: dict[str, nn.Module], dataset: object, draw: Draw, 
     _save(figure, path)
 
 
-def draw_mask(axis: plt.Axes, image: np.ndarray, sample: BaseDataElement, kind: str, colours: np.ndarray) -> None:
-    axis.imshow(colours[sample.get(f'{kind}_sem_seg').data[0].cpu().numpy()])
-
-
-def draw_boxes(axis: plt.Axes, image: np.ndarray, sample: BaseDataElement, kind: str, colours: np.ndarray) -> None:
-    """Predicted boxes with their score in percent."""
-    from mmdet.structures.bbox import get_box_tensor
-    height, width = image.shape[:2]
-    axis.imshow(image, extent=(0, width, height, 0))  # boxes count from the edge of the first pixel
-    instances = sample.get(f'{kind}_instances').cpu()
-    if kind == 'pred':
-        instances = instances[instances.scores >= SCORE]
-    for i, (box, label) in enumerate(zip(get_box_tensor(instances.bboxes), instances.labels)):
-        x1, y1, x2, y2 = box.tolist()
-        colour = colours[label] / 255
-        axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2,
-                                     path_effects=[withStroke(linewidth=3.5, foreground='white')]))
-        if kind == 'pred':
-            axis.text(max(x1, 0), max(y1, 0), f'{100 * instances.scores[i]:.0f}', fontsize=7, color='white', va='top',
-                      bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
-
-
 def draw_training(work_dirs: dict[str, Path], path: Path) -> None:
     """A row for each task of `CURVES` that was trained, over its steps."""
     figure, axes = plt.subplots(len(work_dirs), 2, figsize=(9, 3 * len(work_dirs)), squeeze=False)
@@ -110,14 +83,8 @@ def draw_latency(latencies: dict[str, dict[str, Latency]], path: Path) -> None:
     """A panel for each task, a bar for each form with the quartiles of its latency."""
     figure, axes = plt.subplots(len(latencies), figsize=(6.5, 1.8 * len(latencies) + 0.6), sharex=True, squeeze=False)
     for axis, (task, latency) in zip(axes[:, 0], latencies.items()):
-        medians = [latency[form].median_ms for form in FORMS]
-        spread = [[latency[form].median_ms - latency[form].lower_ms for form in FORMS],
-                  [latency[form].upper_ms - latency[form].median_ms for form in FORMS]]
-        bars = axis.barh(list(FORMS.values()), medians, xerr=spread, color=['tab:gray', 'tab:blue', 'tab:green'],
-                         capsize=3)
-        axis.bar_label(bars, [f'{median:.1f} ms' for median in medians], padding=8)
+        latency_bars(axis, {name: latency[form] for form, name in FORMS.items()}, ['tab:gray', 'tab:blue', 'tab:green'])
         axis.set_title(f'Latency of the whole {task}', fontsize=11)
-        axis.invert_yaxis()
     axes[0, 0].set_xlim(0, 1.35 * max(latency.upper_ms for forms in latencies.values() for latency in forms.values()))
     axes[-1, 0].set_xlabel('ms an image, median and quartiles')
     figure.tight_layout()

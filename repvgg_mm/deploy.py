@@ -20,7 +20,7 @@ from .convert import whole_model_convert
 from .errors import UserError
 from .foreign import FusedBlock
 from .layouts import form_of
-from .measure import count_macs, count_parameters, form_latency
+from .measure import Latency, count_macs, count_parameters, form_latency
 from .raw_outputs import is_two_stage
 from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
 from .weights import load_strictly, state_dict_of
@@ -39,6 +39,16 @@ class Conversion:
     inputs: Tensor
     config: Config
     meta: dict
+
+
+@dataclass
+class Costs:
+    """What the two forms of a conversion cost, training form first; `latency` is that of `form_latency`."""
+
+    blocks: int
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    latency: dict[str, Latency]
 
 
 def convert_checkpoint(
@@ -87,6 +97,16 @@ def convert_checkpoint(
     return Conversion(trained, deploy, errors, inputs, deploy_cfg, meta)
 
 
+def conversion_of(
+    cfg: Config, checkpoint_path: str | PathLike, shape: Sequence[int] | None = None, *, trust: bool = False
+) -> Conversion | None:
+    """`convert_checkpoint`, or None for a checkpoint in deploy form."""
+    checkpoint = read_checkpoint(checkpoint_path, trust=trust)
+    if form_of(state_dict_of(checkpoint, str(checkpoint_path))) == 'deploy':
+        return None
+    return convert_checkpoint(cfg, checkpoint_path, shape, trust=trust)
+
+
 def compare(trained: nn.Module, deploy: nn.Module, inputs: Tensor) -> dict[str, float]:
     """`compare_models`, with a size that the model cannot take reported as a UserError."""
     try:
@@ -96,30 +116,42 @@ def compare(trained: nn.Module, deploy: nn.Module, inputs: Tensor) -> dict[str, 
                         f'it: {str(error).splitlines()[0]}. Choose another with --shape H W.') from None
 
 
-def report(conversion: Conversion) -> str:
+def measure(conversion: Conversion) -> Costs:
+    """Parameters, FLOPs and latency of both forms."""
+    models, inputs = (conversion.trained, conversion.deploy), conversion.inputs
+    return Costs(
+        sum(isinstance(module, (RepVGGBlock, FusedBlock)) for module in conversion.deploy.modules()),
+        tuple(count_parameters(model) for model in models), tuple(count_macs(model, inputs) for model in models),
+        form_latency(*models, inputs))
+
+
+def report(conversion: Conversion, costs: Costs) -> str:
     """A table of both forms: blocks, parameters, FLOPs, latency; and the worst error of each output."""
-    trained, deploy, inputs = conversion.trained, conversion.deploy, conversion.inputs
-    latency = form_latency(trained, deploy, inputs)
-    blocks = sum(isinstance(module, (RepVGGBlock, FusedBlock)) for module in deploy.modules())
-    height, width = inputs.shape[2:]
+    height, width = conversion.inputs.shape[2:]
+    latency = costs.latency
     lines = [
-        f'{blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of {height}x{width}:',
+        f'{costs.blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of '
+        f'{height}x{width}:',
         *(f'  {name}: relative error {error:.1e}' for name, error in conversion.errors.items()),
         '',
         f'| {"":<30} | {"training form":>14} | {"deploy form":>14} |',
         f'|{"-" * 32}|{"-" * 15}:|{"-" * 15}:|']
-    gigamacs = [count_macs(model, inputs) / 1e9 for model in (trained, deploy)]
     rows = [
-        ('parameters (million)', *(f'{count_parameters(model) / 1e6:.2f}' for model in (trained, deploy))),
-        ('GFLOPs', *(f'{2 * macs:.2f}' for macs in gigamacs)),
+        ('parameters (million)', *(f'{count / 1e6:.2f}' for count in costs.parameters)),
+        ('GFLOPs', *(f'{2 * macs / 1e9:.2f}' for macs in costs.macs)),
         ('latency, branch by branch (ms)', f'{latency["branches"].median_ms:.1f}', ''),
         ('latency, as evaluated (ms)', f'{latency["training"].median_ms:.1f}', f'{latency["deploy"].median_ms:.1f}')]
     lines += [f'| {name:<30} | {before:>14} | {after:>14} |' for name, before, after in rows]
-    device = next(deploy.parameters()).device
-    proposals = ', fixed proposals' if is_two_stage(deploy) else ''
-    lines.append(f'Latency: median of interleaved calls, 1 image of {height}x{width}{proposals}, {device}, '
-                 f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, conditions(conversion)])
+
+
+def conditions(conversion: Conversion) -> str:
+    """What the figures of `measure` depend on."""
+    height, width = conversion.inputs.shape[2:]
+    device = next(conversion.deploy.parameters()).device
+    proposals = ', fixed proposals' if is_two_stage(conversion.deploy) else ''
+    return (f'Latency: median of interleaved calls, 1 image of {height}x{width}{proposals}, {device}, '
+            f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
 
 
 def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth', stem: str = 'deploy') -> Path:

@@ -90,6 +90,8 @@ class Exported:
 
     path: Path
     meta: dict
+    reference: nn.Module  # what it was compared with in PyTorch
+    inputs: list[Tensor]  # and on what
 
 
 def export(
@@ -121,7 +123,7 @@ def export(
         prepared.meta['computed_in'] = engine.computed_in
         write_meta(path, prepared.meta)
         progress(f'Writing {out}')
-    return Exported(out / path.name, prepared.meta)
+    return Exported(out / path.name, prepared.meta, prepared.reference, prepared.inputs)
 
 
 def prepare(

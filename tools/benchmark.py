@@ -16,9 +16,10 @@ from repvgg_mm.benchmark import (
     table,
     write_json,
 )
-from repvgg_mm.cli import run_tool
+from repvgg_mm.cli import add_report, run_tool
 from repvgg_mm.engine import is_engine
 from repvgg_mm.errors import UserError
+from repvgg_mm.page import check_page, write_page
 
 
 def main() -> None:
@@ -38,7 +39,10 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--json', type=Path, help='file for the figures')
     parser.add_argument('--plot', type=Path, help='file for a picture (.png, .svg, .pdf)')
+    add_report(parser)
     args = parser.parse_args()
+    if args.report:
+        check_page(args.report)
     configs = [path for path in args.configs if not is_engine(path)]
     for path in configs:
         if not Path(path).is_file():
@@ -58,6 +62,10 @@ def main() -> None:
         write_json(args.json, rows, conditions)
     if args.plot:
         draw(args.plot, rows, conditions)
+    if args.report:
+        from repvgg_mm.report import benchmark_page
+        write_page(args.report, benchmark_page(rows, conditions))
+        print(f'Report: {args.report}')
 
 
 if __name__ == '__main__':

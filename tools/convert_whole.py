@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
-from repvgg_mm.deploy import check_output_folder, convert_checkpoint, report, write_deploy
+from repvgg_mm.cli import add_checkpoint, add_report, load_config, parser_with_config, run_tool
+from repvgg_mm.deploy import check_output_folder, convert_checkpoint, measure, report, write_deploy
+from repvgg_mm.page import check_page, write_page
 
 
 def main() -> None:
@@ -14,14 +15,22 @@ def main() -> None:
     parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
                         help='size of the input on which both forms are compared; from the config by default')
+    add_report(parser)
     args = parser.parse_args()
     out = Path(args.out)
     check_output_folder(out, args.overwrite)
+    if args.report:
+        check_page(args.report)
     cfg = load_config(args)
     conversion = convert_checkpoint(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
-    print(report(conversion))
+    costs = measure(conversion)
+    print(report(conversion, costs))
     weights = write_deploy(conversion, out, args.format)
     print(f'Wrote {weights} and {out / "deploy.py"}. Next:\n  python tools/test.py {out / "deploy.py"} {weights}')
+    if args.report:
+        from repvgg_mm.report import conversion_page
+        write_page(args.report, conversion_page(conversion, costs, cfg, Path(args.config).name))
+        print(f'Report: {args.report}')
 
 
 if __name__ == '__main__':

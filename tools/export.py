@@ -1,9 +1,12 @@
 """Export a trained segmentor or detector as an engine: python tools/export.py CONFIG CHECKPOINT --out DIR"""
 
 import time
+from pathlib import Path
 
-from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.cli import add_checkpoint, add_report, load_config, parser_with_config, run_tool
+from repvgg_mm.deploy import conversion_of
 from repvgg_mm.export import ENGINES, PRECISIONS, Target, export, trtexec
+from repvgg_mm.page import check_page, write_page
 
 DESCRIPTION = 'Fuse a trained model, export it as an ONNX or OpenVINO engine, and prove that it computes the same.'
 
@@ -22,11 +25,15 @@ def main() -> None:
     parser.add_argument('--preprocess', action='store_true',
                         help='take uint8 BGR images (N, H, W, 3), as cv2.imread gives them, and normalise inside')
     parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
+    add_report(parser)
     args = parser.parse_args()
+    if args.report:
+        check_page(args.report)
     target = Target(args.engine, args.precision, args.shape, args.dynamic, args.argmax, args.preprocess)
     start = time.perf_counter()
+    cfg = load_config(args)
     exported = export(
-        load_config(args), args.checkpoint, args.out, target, overwrite=args.overwrite, trust=args.trust_checkpoint,
+        cfg, args.checkpoint, args.out, target, overwrite=args.overwrite, trust=args.trust_checkpoint,
         progress=lambda step: print(f'[{time.perf_counter() - start:5.1f} s] {step}', flush=True))
     for comparison in exported.meta['compared']:
         errors = ', '.join(f'{name} {error:.1e}' for name, error in comparison['errors'].items())
@@ -37,6 +44,11 @@ def main() -> None:
     print(f'Wrote {exported.path} and {exported.path.with_suffix(".json").name}.')
     if args.engine == 'onnx':
         print(f'TensorRT, on a machine with a GPU (not run here):\n{trtexec(exported.meta, str(exported.path))}')
+    if args.report:
+        from repvgg_mm.report import export_page
+        conversion = conversion_of(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
+        write_page(args.report, export_page(exported, cfg, Path(args.config).name, conversion))
+        print(f'Report: {args.report}')
 
 
 if __name__ == '__main__':
