@@ -164,7 +164,8 @@ def test_data_that_cannot_be_read(damage, converted, shapes, tmp_path):
         cfg.val_dataloader.dataset.data_root = str(root)
     page = read(render(conversion_page(conversion, costs, cfg, 'config.py')))
     expected = {'no loader': 'this config has none', 'no folder': 'BaseSegDataset reads images/val and labels/val',
-                'no image': 'The validation set of the config cannot be read', 'image': 'Image 0 of the validation set cannot be read'}
+                'no image': 'The validation set of the config cannot be read',
+                'image': 'Image 0 of the validation set cannot be read'}
     assert 'No images were used.' in page.text and expected[damage] in page.text
     assert 'on random input of 1x3x64x64, because there are no images' in page.text and page.tags['img'] == 0
 
