@@ -108,6 +108,7 @@ def _onnxruntime(path: Path, meta: dict, threads: int | None) -> tuple[Runner, s
     onnxruntime = optional('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.add_session_config_entry('session.force_spinning_stop', '1')  # its threads would slow what comes next
     if threads:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
