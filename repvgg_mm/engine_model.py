@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from numbers import Number
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -173,7 +174,9 @@ def _test_config(cfg: Config, folder: str) -> Config:
     cfg.setdefault('launcher', 'none')
     if not cfg.get('work_dir'):
         cfg.work_dir = folder
-        cfg.visualizer = dict(type='Visualizer', name=folder)  # by its name MMEngine would find that of an earlier run
+        # by their names MMEngine would find those of an earlier run, or of another toolbox in the same second
+        cfg.visualizer = dict(type='Visualizer', name=folder)
+        cfg.experiment_name = Path(folder).name
     return cfg
 
 

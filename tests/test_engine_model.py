@@ -207,6 +207,12 @@ def test_images_that_are_normalised_already(segmentor):
         model.run(torch.full((1, 3, 80, 80), -0.5))
 
 
+def test_both_toolboxes_in_the_same_second(segmentor, retinanet, monkeypatch):
+    monkeypatch.setattr('time.strftime', lambda *_: '20260101_000000')
+    for trained in (segmentor, retinanet, segmentor, retinanet):
+        assert evaluate(trained.cfg, trained.engine('openvino'))
+
+
 def test_engines_of_another_task(segmentor, retinanet):
     with pytest.raises(UserError, match=r'has detection, the config segmentation\. Give that config'):
         evaluate(segmentor.cfg, retinanet.engine('onnx'))
