@@ -20,8 +20,9 @@ for path in sorted(Path('configs').glob('classify_*.py')):
     decay = {id(parameter): group['weight_decay'] for group in optimizer.param_groups for parameter in group['params']}
     counts = Counter()
     for name, module in model.named_modules():
-        kind = 'identity' if name.endswith('branch_norm') else type(module).__name__
-        if isinstance(module, (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
+        kind = next((kind for kind in (nn.Conv2d, nn.Linear, nn.BatchNorm2d) if isinstance(module, kind)), None)
+        if kind:
+            kind = 'identity' if name.endswith('branch_norm') else kind.__name__
             for tensor, parameter in module.named_parameters():
                 counts[f'{kind}.{tensor}: {decay[id(parameter)]:g}'] += 1
     found[path.name] = counts

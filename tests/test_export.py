@@ -140,7 +140,8 @@ def test_detectors_equal_mmdet_after_nms(options, tmp_path):
     exported = export(cfg, tmp_path / 'retinanet.pth', tmp_path / 'out', target, progress=quiet)
     assert exported.meta['task'] == 'detection' and exported.meta['nms'] == 'outside'
     outputs = Engine(exported.path)(batch)
-    assert_same_detections(detect(outputs, exported.meta, target.shape, (135, 203))[0], predict(model, image))
+    found, = detect(outputs, exported.meta, target.shape, (135, 203))
+    assert_same_detections(found, predict(model, image), pixels=1e-5 * 203)  # a tenth of what an export may differ by
 
 
 def test_bfloat16(checkpoint, logits_of, tmp_path):
