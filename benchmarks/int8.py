@@ -1,13 +1,14 @@
 """Ways to quantise one trained model: metric on the validation set, signal to noise of the outputs, latency.
 
-    python benchmarks/int8.py CONFIG CHECKPOINT --shape H W --work-dir DIR             # makes engines and measures metrics
-    python benchmarks/int8.py CONFIG CHECKPOINT --shape H W --work-dir DIR --latency   # times the engines in DIR
+    python benchmarks/int8.py CONFIG CHECKPOINT --shape H W --work-dir DIR             # engines and their metrics
+    python benchmarks/int8.py CONFIG CHECKPOINT --shape H W --work-dir DIR --latency   # times of the engines in DIR
 
 Run the second one with nothing beside it. Engines are statically shaped, one image, preprocessing outside.
 """
 
 import argparse
 import copy
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,9 @@ from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_t
 from repvgg_mm.engine import Engine
 from repvgg_mm.engine_files import save_openvino, write_meta
 from repvgg_mm.engine_model import evaluate
+from repvgg_mm.equalise import equalise
 from repvgg_mm.export import PROPERTIES, Target, prepare, write_engine
-from repvgg_mm.layer_noise import measure_layers, signal_to_noise
+from repvgg_mm.layer_noise import convolutions_of, measure_layers, signal_to_noise
 from repvgg_mm.measure import cpu_name, interleaved_latency
 from repvgg_mm.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
 from repvgg_mm.raw_outputs import raw_outputs
@@ -66,34 +68,39 @@ def measure_metrics(cfg, checkpoint: str, shape: list[int], folder: Path) -> Non
     reference = Engine(folder / 'float32' / 'engine.xml')
     images = calibration_images(cfg, reference, 100)
     network = openvino.Core().read_model(prepared.model.SerializeToString())
+    equal, names = equalise(network)
+    print(f'{len(names)} of {len(convolutions_of(network))} convolutions equalised')
     after = nncf.IgnoredScope(names=after_last_convolutions(network), validate=False)
     tests = validation_config(cfg)
     show('training form, PyTorch', evaluate(tests, checkpoint))
     for name in ('float32/engine.xml', 'bf16/engine.xml', 'onnxruntime/engine.onnx'):
-        show(name.split('/')[0], evaluate(tests, folder / name), noise(reference, Engine(folder / name), images[:16]))
+        show(name.split('/')[0], evaluate(tests, folder / name), noise(reference, Engine(folder / name), images[::6]))
 
-    def default(images, **options):
+    def default(images, network=network, **options):
         return nncf.quantize(network, nncf.Dataset(images), subset_size=len(images), **options)
 
     ways = {
         'NNCF default': partial(default, images),
-        'default, after the last convolutions in float32': partial(default, images, ignored_scope=after),
-        'default, mixed preset': partial(default, images, preset=PRESETS.MIXED),
-        'the tool, 10 images': lambda: quantise(network, images[::10]),
-        'the tool, 25 images': lambda: quantise(network, images[::4]),
-        'the tool, 100 images': lambda: quantise(network, images),
-        'the tool, an eighth in float32': lambda: quantise(network, images, noisiest(layers, 1 / 8)),
-        'the tool, a quarter in float32': lambda: quantise(network, images, noisiest(layers, 1 / 4))}
+        'after the last convolutions in float32': partial(default, images, ignored_scope=after),
+        'mixed preset': partial(default, images, preset=PRESETS.MIXED),
+        'both': partial(quantise, network, images),
+        'both, an eighth of the convolutions in float32': lambda: quantise(network, images, noisiest(layers, 1 / 8)),
+        'both, equalised (the tool)': partial(quantise, equal, images),
+        'the tool, 10 images': partial(quantise, equal, images[::10]),
+        'the tool, 25 images': partial(quantise, equal, images[::4]),
+        'the tool, default preset': partial(default, images, equal, ignored_scope=after),
+        'the tool, an eighth in float32': lambda: quantise(equal, images, noisiest(layers, 1 / 8)),
+        'the tool, a quarter in float32': lambda: quantise(equal, images, noisiest(layers, 1 / 4))}
     for name, way in ways.items():
         start = time.perf_counter()
         made = way()
         seconds = time.perf_counter() - start
-        path = folder / name.replace(' ', '_').replace(',', '') / 'engine.xml'
+        path = folder / '_'.join(re.findall(r'\w+', name)) / 'engine.xml'
         path.parent.mkdir(exist_ok=True)
         save_openvino(made, path)
         write_meta(path, copy.deepcopy(prepared.meta))
-        show(name, evaluate(tests, path), noise(reference, Engine(path), images[:16]), seconds)
-        if name == 'the tool, 100 images':
+        show(name, evaluate(tests, path), noise(reference, Engine(path), images[::6]), seconds)
+        if name in ('both', 'both, equalised (the tool)'):
             layers = measure_layers(network, made, images[::12])
 
 

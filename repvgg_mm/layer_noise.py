@@ -44,10 +44,11 @@ def measure_layers(network: object, quantised: object, images: Iterable[np.ndarr
     `quantised` is what NNCF made of `network`: nodes of the same names.
     """
     convolutions = convolutions_of(network)
-    taps = [[conv.input_value(0) for conv in convolutions.values()], list(_outputs(network, convolutions).values())]
+    taps = [[conv.input_value(0) for conv in convolutions.values()], list(biased_outputs(network).values())]
     others = convolutions_of(quantised)
+    other_outputs = biased_outputs(quantised)
     other_taps = [[_unquantised(others[name].input_value(0)) for name in convolutions],
-                  [_outputs(quantised, others)[name] for name in convolutions]]
+                  [other_outputs[name] for name in convolutions]]
     sums = np.zeros((2, len(convolutions), 2))  # of inputs and of outputs: signal and noise
     ranges = np.tile([np.inf, -np.inf], (len(convolutions), 1))
     run, run_other = (_tapped(model, [tap for part in parts for tap in part])
@@ -76,12 +77,27 @@ def convolutions_of(network: object) -> dict[str, object]:
             if node.get_type_name() in CONVOLUTIONS}
 
 
+def biased_outputs(network: object) -> dict[str, object]:
+    """The output of each convolution after its bias, by the convolution's name."""
+    found = {}
+    for name, conv in convolutions_of(network).items():
+        adds = [target.get_node() for target in conv.output(0).get_target_inputs()
+                if conv.get_friendly_name().endswith(BIAS) and target.get_node().get_type_name() == 'Add']
+        found[name] = adds[0].output(0) if adds else conv.output(0)
+    return found
+
+
+def constant_of(node: object, place: int) -> np.ndarray:
+    """The constant behind an input of a node, before it is reshaped."""
+    source = node.input_value(place).get_node()
+    while source.get_type_name() != 'Constant':
+        source = source.input_value(0).get_node()
+    return source.get_data()
+
+
 def channel_maxima(conv: object) -> np.ndarray:
     """Largest magnitude of the weights of each output channel."""
-    weights = conv.input_value(1).get_node()
-    while weights.get_type_name() != 'Constant':  # reshaped by groups
-        weights = weights.input_value(0).get_node()
-    data = np.abs(weights.get_data())
+    data = np.abs(constant_of(conv, 1))
     grouped = conv.get_type_name() == 'GroupConvolution' and data.ndim == 5                # G, C_out / G, ...
     return data.reshape(int(np.prod(data.shape[:2 if grouped else 1])), -1).max(1)
 
@@ -97,15 +113,6 @@ def layer_table(layers: Sequence[Layer], others: Mapping[str, Layer] | None = No
         values += [f'{others[layer.name].snr_db:.1f}'] if others else []
         lines.append(' '.join([f'{layer.name:<{width}}', *(f'{value:>14}' for value in values)]))
     return '\n'.join(lines)
-
-
-def _outputs(network: object, convolutions: Mapping[str, object]) -> dict[str, object]:
-    """The output of each convolution after its bias."""
-    found = {name: conv.output(0) for name, conv in convolutions.items()}
-    for node in network.get_ordered_ops():
-        if node.get_type_name() == 'Add' and node.get_friendly_name() in found:
-            found[node.get_friendly_name()] = node.output(0)
-    return found
 
 
 def _unquantised(value: object) -> object:

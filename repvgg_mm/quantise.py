@@ -15,8 +15,9 @@ from .calibration import calibration_images
 from .engine import Engine, optional
 from .engine_files import save_openvino, write_meta
 from .engine_model import evaluate
+from .equalise import equalise
 from .errors import UserError
-from .layer_noise import CONVOLUTIONS, Layer, convolutions_of, layer_table, measure_layers
+from .layer_noise import CONVOLUTIONS, Layer, biased_outputs, convolutions_of, layer_table, measure_layers
 
 NOISE_IMAGES = 8  # of the calibration images, for ranges and signal to noise of each layer
 FLOAT_SHARES = (0, 1 / 8, 1 / 4)  # of the convolutions, left in float32 in turn until the metric is kept
@@ -29,8 +30,9 @@ def quantise_engine(
 ) -> None:
     """Replace the float32 OpenVINO engine at `path` by one in int8 that keeps the metric on the validation set.
 
-    Where the metric falls by more than `max_drop` points, the convolutions that add most noise are left in
-    float32: an eighth of them, then a quarter. What was found is in `meta['quantisation']`.
+    Channels are equalised first (`equalise`). Where the metric falls by more than `max_drop` points, the
+    convolutions that add most noise are left in float32: an eighth of them, then a quarter.
+    What was found is in `meta['quantisation']`.
 
     Args:
         content: the ONNX graph that the engine was made of.
@@ -47,7 +49,7 @@ def quantise_engine(
     progress('Measuring the engine in float32 on the validation set')
     cfg = validation_config(cfg)
     name, expected = headline(evaluate(cfg, path))
-    network = openvino.Core().read_model(content)
+    network, equalised = equalise(openvino.Core().read_model(content))
     sample = images[::-(-len(images) // NOISE_IMAGES)]
     layers, tried = [], []
     for share in FLOAT_SHARES:
@@ -72,8 +74,8 @@ def quantise_engine(
             'fp32, or allow more with --max-drop.')
     meta['versions']['nncf'] = nncf.__version__
     meta['quantisation'] = dict(
-        calib_images=len(images), metric=name, float32=expected, int8=reached, drop=round(expected - reached, 4),
-        max_drop=max_drop, tried=tried, layers=[_finite(layer) for layer in found])
+        calib_images=len(images), equalised=equalised, metric=name, float32=expected, int8=reached,
+        drop=round(expected - reached, 4), max_drop=max_drop, tried=tried, layers=[_finite(layer) for layer in found])
     write_meta(path, meta)
     progress('Ranges and signal to noise of each convolution:\n' + layer_table(
         found, {layer.name: layer for layer in layers} if len(tried) > 1 else None))
@@ -97,14 +99,14 @@ def quantise(network: object, images: Sequence[np.ndarray], kept: Collection[str
 def after_last_convolutions(network: object) -> list[str]:
     """Nodes of an openvino.Model whose values no convolution uses, those convolutions and their biases excepted."""
     nodes = network.get_ordered_ops()
-    convolutions = convolutions_of(network)
+    biased = {output.get_node().get_name() for output in biased_outputs(network).values()}
     used = set()
     for node in reversed(nodes):
         readers = [target.get_node() for output in node.outputs() for target in output.get_target_inputs()]
         if any(reader.get_name() in used for reader in readers) or node.get_type_name() in CONVOLUTIONS:
             used.add(node.get_name())
     return [node.get_friendly_name() for node in nodes
-            if node.get_name() not in used and node.get_friendly_name() not in convolutions
+            if node.get_name() not in used and node.get_name() not in biased
             and node.get_type_name() not in ('Parameter', 'Constant', 'Result')]
 
 
