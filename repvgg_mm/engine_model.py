@@ -160,12 +160,15 @@ def evaluate(cfg: Config, weights: str | PathLike, *, trust: bool = False) -> di
 
 def _test_config(cfg: Config, folder: str) -> Config:
     cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
-    for part in ('dataloader', 'evaluator', 'cfg'):
+    for part in ('dataloader', 'evaluator'):
         if cfg.get(f'test_{part}') is None:
             cfg[f'test_{part}'] = cfg.get(f'val_{part}')
+    cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
     if cfg.get('test_dataloader') is None:
         raise UserError('A metric needs images with annotations, and this config has neither a test_dataloader nor a '
                         'val_dataloader. Add one with its evaluator.')
+    for part in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
+        cfg[part] = None  # mmseg's visualization hook would load the training set
     cfg.load_from, cfg.resume = None, False  # the Runner would load them over the weights to be tested
     cfg.setdefault('launcher', 'none')
     if not cfg.get('work_dir'):
