@@ -19,13 +19,13 @@ from test_tools import assert_refused
 from tool_runs import derived_config, run_tool
 from torch import nn
 
-from repvgg_mm import UserError
+from repvgg_mm import UserError, whole_model_convert
 from repvgg_mm.calibration import calibration_images, training_set
 from repvgg_mm.engine import Engine
 from repvgg_mm.engine_model import evaluate
-from repvgg_mm.export import Target, export, prepare, write_engine
+from repvgg_mm.export import Target, export, load_deploy, prepare, write_engine
 from repvgg_mm.layer_noise import Layer, convolutions_of, layer_table, measure_layers, signal_to_noise
-from repvgg_mm.networks import network_of
+from repvgg_mm.networks import Preprocess, Preprocessing, network_of
 from repvgg_mm.onnx_graph import to_onnx
 from repvgg_mm.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
 from repvgg_mm.runner import build_model
@@ -85,6 +85,7 @@ def test_what_the_tool_writes_and_says(exported, cfg):
     assert meta['precision'] == 'int8' and meta['tolerance'] == 1e-4
     assert meta['openvino_properties'] == {'INFERENCE_PRECISION_HINT': 'f32'}
     assert found['calib_images'] == 4 and found['metric'] == 'mIoU' and len(found['layers']) == 15
+    assert len(found['equalised']) == 9
     assert found['tried'] == [dict(float32=[], metric=found['int8'])]
     quiet_cfg = validation_config(cfg)
     assert evaluate(quiet_cfg, exported / 'engine.xml')['mIoU'] == found['int8']
@@ -116,13 +117,14 @@ def test_any_size_and_images_as_they_are_read(run, cfg, tmp_path):
     target = Target(**INT8, max_drop=100, dynamic=True, preprocess=True)
     exported = export(cfg, run / 'checkpoint.pth', tmp_path / 'out', target, progress=quiet)
     engine = Engine(exported.path)
-    plain = export(cfg, run / 'checkpoint.pth', tmp_path / 'float', Target(
-        'openvino', 'fp32', (SIZE, SIZE), dynamic=True, preprocess=True), progress=quiet)
-    reference = Engine(plain.path)
+    model, _ = load_deploy(cfg, run / 'checkpoint.pth', target)
+    reference = network_of(model, Preprocess(Preprocessing.of_config(cfg)))
     for shape in ((1, SIZE, SIZE, 3), (2, 61, 75, 3)):
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        expected, found = (one(images)['logits'].astype(np.float64) for one in (reference, engine))
-        assert 5 < signal_to_noise((expected ** 2).sum(), ((found - expected) ** 2).sum()) < 60
+        images = torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        with torch.no_grad():
+            expected = reference(images).double()
+        noise = torch.from_numpy(engine(images)['logits']) - expected
+        assert 5 < signal_to_noise(float(expected.square().sum()), float(noise.square().sum())) < 60
 
 
 @pytest.mark.parametrize('preprocess', [False, True])
@@ -212,7 +214,7 @@ def _above(value, depth: int = 2) -> set[str]:
 
 
 def test_boxes_are_decoded_in_float32():
-    network = network_of(retinanet())
+    network = network_of(whole_model_convert(retinanet()))
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     names = list(network.outputs[:2])
     model = openvino.Core().read_model(to_onnx(network, image, names).SerializeToString())
@@ -266,7 +268,7 @@ def test_missing_data_is_said_before_the_work(run, tmp_path):
 
 
 def test_a_config_without_training_data(cfg):
-    del cfg['train_dataloader']
+    cfg.pop('train_dataloader')
     with pytest.raises(UserError, match=r'images of the train_dataloader .* lacks the first\. Add it'):
         training_set(cfg)
 
