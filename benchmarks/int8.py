@@ -59,10 +59,8 @@ def main() -> None:
 
 def measure_metrics(cfg, checkpoint: str, shape: list[int], folder: Path) -> None:
     prepared = prepare(cfg, checkpoint, Target('openvino', shape=shape))
-    for name, target in (('float32', Target('openvino', shape=shape)), ('bf16', Target('openvino', 'bf16', shape)),
-                         ('onnxruntime', Target('onnx', shape=shape))):
+    for name, target in (('float32', Target('openvino', shape=shape)), ('bf16', Target('openvino', 'bf16', shape))):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        prepared.meta['openvino_properties'] = {}
         write_engine(prepared, folder / name, target)
     prepared.meta['openvino_properties'] = PROPERTIES['int8']
     reference = Engine(folder / 'float32' / 'engine.xml')
@@ -73,24 +71,22 @@ def measure_metrics(cfg, checkpoint: str, shape: list[int], folder: Path) -> Non
     after = nncf.IgnoredScope(names=after_last_convolutions(network), validate=False)
     tests = validation_config(cfg)
     show('training form, PyTorch', evaluate(tests, checkpoint))
-    for name in ('float32/engine.xml', 'bf16/engine.xml', 'onnxruntime/engine.onnx'):
+    for name in ('float32/engine.xml', 'bf16/engine.xml'):
         show(name.split('/')[0], evaluate(tests, folder / name), noise(reference, Engine(folder / name), images[::6]))
 
-    def default(images, network=network, **options):
+    def default(images, **options):
         return nncf.quantize(network, nncf.Dataset(images), subset_size=len(images), **options)
 
     ways = {
         'NNCF default': partial(default, images),
-        'after the last convolutions in float32': partial(default, images, ignored_scope=after),
-        'mixed preset': partial(default, images, preset=PRESETS.MIXED),
-        'both': partial(quantise, network, images),
-        'both, an eighth of the convolutions in float32': lambda: quantise(network, images, noisiest(layers, 1 / 8)),
-        'both, equalised (the tool)': partial(quantise, equal, images),
-        'the tool, 10 images': partial(quantise, equal, images[::10]),
-        'the tool, 25 images': partial(quantise, equal, images[::4]),
-        'the tool, default preset': partial(default, images, equal, ignored_scope=after),
-        'the tool, an eighth in float32': lambda: quantise(equal, images, noisiest(layers, 1 / 8)),
-        'the tool, a quarter in float32': lambda: quantise(equal, images, noisiest(layers, 1 / 4))}
+        'after the last convolutions in float32 (the tool)': partial(quantise, network, images),
+        'the tool, 10 images': partial(quantise, network, images[::10]),
+        'the tool, 25 images': partial(quantise, network, images[::4]),
+        'the tool, mixed preset': partial(default, images, preset=PRESETS.MIXED, ignored_scope=after),
+        'the tool, equalised': partial(quantise, equal, images),
+        'the tool, an eighth in float32': lambda: quantise(network, images, noisiest(layers, 1 / 8)),
+        'the tool, a quarter in float32': lambda: quantise(network, images, noisiest(layers, 1 / 4)),
+        'the tool, equalised, an eighth in float32': lambda: quantise(equal, images, noisiest(layers, 1 / 8))}
     for name, way in ways.items():
         start = time.perf_counter()
         made = way()
@@ -100,7 +96,7 @@ def measure_metrics(cfg, checkpoint: str, shape: list[int], folder: Path) -> Non
         save_openvino(made, path)
         write_meta(path, copy.deepcopy(prepared.meta))
         show(name, evaluate(tests, path), noise(reference, Engine(path), images[::6]), seconds)
-        if name in ('both', 'both, equalised (the tool)'):
+        if name.endswith('(the tool)'):
             layers = measure_layers(network, made, images[::12])
 
 
@@ -134,7 +130,7 @@ def measure_latency(cfg, checkpoint: str, shape: list[int], folder: Path, rounds
 
     calls = {'PyTorch, training form, branch by branch': branches,
              'PyTorch, training form': torch.no_grad()(partial(raw_outputs, model, inputs))}
-    for path in sorted([*folder.glob('*/engine.xml'), *folder.glob('*/engine.onnx')], key=lambda path: path.suffix):
+    for path in sorted(folder.glob('*/engine.xml')):
         calls[path.parent.name] = partial(Engine(path), image)
     times = interleaved_latency(calls, rounds)
     first = times['PyTorch, training form'].median_ms

@@ -20,7 +20,7 @@ from .errors import UserError
 from .layer_noise import CONVOLUTIONS, Layer, biased_outputs, convolutions_of, layer_table, measure_layers
 
 NOISE_IMAGES = 8  # of the calibration images, for ranges and signal to noise of each layer
-FLOAT_SHARES = (0, 1 / 8, 1 / 4)  # of the convolutions, left in float32 in turn until the metric is kept
+ATTEMPTS = ((False, 0), (True, 0), (False, 1 / 8), (False, 1 / 4))  # equalised; share of convolutions left in float32
 METRICS = (('mIoU', 1), ('bbox_mAP', 100), ('mAP', 100))  # the last part of a metric's name, and its points
 Progress = Callable[[str], None]
 
@@ -30,8 +30,8 @@ def quantise_engine(
 ) -> None:
     """Replace the float32 OpenVINO engine at `path` by one in int8 that keeps the metric on the validation set.
 
-    Channels are equalised first (`equalise`). Where the metric falls by more than `max_drop` points, the
-    convolutions that add most noise are left in float32: an eighth of them, then a quarter.
+    Where the metric falls by more than `max_drop` points, channels are equalised (`equalise`); if that is not
+    enough, an eighth of the convolutions is left in float32 instead, those that add most noise, then a quarter.
     What was found is in `meta['quantisation']`.
 
     Args:
@@ -49,40 +49,40 @@ def quantise_engine(
     progress('Measuring the engine in float32 on the validation set')
     cfg = validation_config(cfg)
     name, expected = headline(evaluate(cfg, path))
-    network, equalised = equalise(openvino.Core().read_model(content))
-    sample = images[::-(-len(images) // NOISE_IMAGES)]
+    network = openvino.Core().read_model(content)
     layers, tried = [], []
-    for share in FLOAT_SHARES:
+    for equalised, share in ATTEMPTS:
         kept = noisiest(layers, share)
-        progress(f'Quantising, {len(kept)} convolutions in float32' if kept else f'Quantising on {len(images)} images')
-        quantised = quantise(network, images, kept)
-        found = measure_layers(network, quantised, sample)
+        tried.append(dict(equalised=equalised, float32=kept))
+        progress(f'Quantising on {len(images)} images{describe(tried[-1])}')
+        source = equalise(network)[0] if equalised else network
+        quantised = quantise(source, images, kept)
+        found = measure_layers(source, quantised, images[::-(-len(images) // NOISE_IMAGES)])
+        layers = layers or found
         save_openvino(quantised, path)
         write_meta(path, meta)
         progress('Measuring the engine in int8 on the validation set')
-        _, reached = headline(evaluate(cfg, path))
-        tried.append(dict(float32=kept, metric=reached))
-        layers = layers or found
-        if expected - reached <= max_drop + 1e-9:
+        _, tried[-1]['metric'] = headline(evaluate(cfg, path))
+        if expected - tried[-1]['metric'] <= max_drop + 1e-9:
             break
     else:
-        attempts = ', '.join(f'{attempt["metric"]:.2f} with {len(attempt["float32"])} convolutions in float32'
-                             for attempt in tried)
+        attempts = '; '.join(f'{attempt["metric"]:.2f}{describe(attempt)}' for attempt in tried)
         raise UserError(
-            f'An int8 engine may lose {max_drop:g} points of {name} (--max-drop), and this one reached {attempts} '
+            f'An int8 engine may lose {max_drop:g} points of {name} (--max-drop), and this one reached {attempts}; '
             f'instead of {expected:.2f}. Nothing was written: try more --calib-images, use --precision bf16 or '
             'fp32, or allow more with --max-drop.')
     meta['versions']['nncf'] = nncf.__version__
     meta['quantisation'] = dict(
-        calib_images=len(images), equalised=equalised, metric=name, float32=expected, int8=reached,
-        drop=round(expected - reached, 4), max_drop=max_drop, tried=tried, layers=[_finite(layer) for layer in found])
+        calib_images=len(images), metric=name, float32=expected, int8=tried[-1]['metric'],
+        drop=round(expected - tried[-1]['metric'], 4), max_drop=max_drop, tried=tried,
+        layers=[_finite(layer) for layer in found])
     write_meta(path, meta)
     progress('Ranges and signal to noise of each convolution:\n' + layer_table(
         found, {layer.name: layer for layer in layers} if len(tried) > 1 else None))
 
 
 def quantise(network: object, images: Sequence[np.ndarray], kept: Collection[str] = ()) -> object:
-    """An openvino.Model in int8: weights by output channel, activations asymmetric where they are signed.
+    """An openvino.Model in int8 by NNCF's defaults: weights by output channel, activations by tensor.
 
     What comes after the last convolutions, such as the decoding of boxes, stays in float32, and so do the
     convolutions named in `kept`. `network` is not changed.
@@ -92,8 +92,14 @@ def quantise(network: object, images: Sequence[np.ndarray], kept: Collection[str
     convolutions = convolutions_of(network)
     names = [*after_last_convolutions(network), *(convolutions[name].get_friendly_name() for name in kept)]
     return nncf.quantize(
-        network, nncf.Dataset(images), subset_size=len(images), preset=nncf.QuantizationPreset.MIXED,
+        network, nncf.Dataset(images), subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(names=names, validate=False))
+
+
+def describe(attempt: Mapping) -> str:
+    """What was done beside NNCF's defaults, to follow other words."""
+    kept = f', {len(attempt["float32"])} convolutions in float32' if attempt['float32'] else ''
+    return (', channels equalised' if attempt['equalised'] else '') + kept
 
 
 def after_last_convolutions(network: object) -> list[str]:

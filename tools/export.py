@@ -4,6 +4,7 @@ import time
 
 from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
 from repvgg_mm.export import ENGINES, PRECISIONS, Target, export, trtexec
+from repvgg_mm.quantise import describe
 
 DESCRIPTION = 'Fuse a trained model, export it as an ONNX or OpenVINO engine, and prove that it computes the same.'
 
@@ -42,8 +43,8 @@ def main() -> None:
               f'(at most {exported.meta["tolerance"]:g})')
     if args.precision == 'int8':
         found = exported.meta['quantisation']
-        print(f'{found["metric"]} on validation: {found["float32"]:.2f} in float32, {found["int8"]:.2f} in int8; '
-              f'{len(found["tried"][-1]["float32"])} of {len(found["layers"])} convolutions left in float32.')
+        print(f'{found["metric"]} on validation: {found["float32"]:.2f} in float32, {found["int8"]:.2f} in int8'
+              f'{describe(found["tried"][-1])}.')
     if exported.meta['task'] == 'detection':
         print('Non-maximum suppression is not in the engine: repvgg_mm.detections.detect does it in numpy.')
     print(f'Wrote {exported.path} and {exported.path.with_suffix(".json").name}.')
