@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -29,21 +29,24 @@ from .deploy import (
 )
 from .detections import check_settings, level_sizes
 from .engine import Engine, optional
+from .engine_files import save_openvino, write_meta
 from .errors import UserError
 from .layouts import form_of
 from .networks import Preprocess, Preprocessing, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
-from .runner import build_model, deploy_config
+from .quantise import quantise_engine
+from .runner import build_model, check_dataset, deploy_config
 from .weights import load_strictly, state_dict_of
 
 ENGINES = ('onnx', 'openvino')
-PRECISIONS = ('fp32', 'bf16')
-TOLERANCES = dict(fp32=1e-4, bf16=0.1)  # worst relative error of an output
+PRECISIONS = ('fp32', 'bf16', 'int8')
+TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
 STEM = 'engine'
 TRACED = (2, 288, 416)  # batch, height and width of the example of a dynamic export: no map of it has a side of 1
 OTHER = (13, 27)  # by which the second size differs on which a dynamic engine is compared
-PROPERTIES = dict(fp32=dict(INFERENCE_PRECISION_HINT='f32'), bf16=dict(INFERENCE_PRECISION_HINT='bf16'))
+FLOAT32 = dict(INFERENCE_PRECISION_HINT='f32')  # in int8 of what is not quantised
+PROPERTIES = dict(fp32=FLOAT32, bf16=dict(INFERENCE_PRECISION_HINT='bf16'), int8=FLOAT32)
 Progress = Callable[[str], None]
 
 
@@ -61,6 +64,8 @@ class Target:
     dynamic: bool = False
     argmax: bool = False
     preprocess: bool = False
+    calib_images: int = 100  # and max_drop: of int8
+    max_drop: float = 0.3    # points of mIoU, or of mAP x 100
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES or self.precision not in PRECISIONS:
@@ -69,6 +74,14 @@ class Target:
         if (self.engine, self.precision) == ('onnx', 'bf16'):
             raise UserError("ONNX Runtime's CPU kernels compute convolutions in float32, and --precision bf16 was "
                             'asked for. Use --engine openvino, or leave --precision out.')
+        if (self.engine, self.precision) == ('onnx', 'int8'):
+            raise UserError('Engines in int8 are quantised by NNCF for OpenVINO, and --engine onnx was asked for. '
+                            'Use --engine openvino; TensorRT quantises the float32 engine.onnx itself.')
+        if self.calib_images < 1:
+            raise UserError('Quantising measures ranges on training images, and --calib-images '
+                            f'{self.calib_images} leaves none. Choose 1 or more.')
+        if not math.isfinite(self.max_drop):
+            raise UserError(f'--max-drop is a number of points, such as 0.3, got {self.max_drop}. Choose one.')
         if self.shape is not None and min(self.shape) < 1:
             raise UserError(f'An image has a pixel or more on each side, got --shape {" ".join(map(str, self.shape))}. '
                             'Choose another --shape H W.')
@@ -105,12 +118,17 @@ def export(
 
     Raises:
         UserError: a package of the extra `export` is missing, the folder is not empty or cannot be written to, the
-            checkpoint does not fit, the model cannot be exported, or the engine does not agree with PyTorch.
+            checkpoint does not fit, the model cannot be exported, the engine does not agree with PyTorch, or in
+            int8 it loses more than `target.max_drop` or there is no data.
     """
     out, target = Path(out), target or Target()
     check_output_folder(out, overwrite)
     for module in ('onnx', 'onnxscript', 'onnxruntime' if target.engine == 'onnx' else 'openvino'):
         optional(module)
+    if target.precision == 'int8':
+        optional('nncf')
+        for split in ('train', 'val'):
+            check_dataset(cfg, split)
     with atomic_folder(out) as folder:  # entered first: a folder that cannot be written to is no late surprise
         prepared = prepare(cfg, checkpoint_path, target, trust=trust, progress=progress)
         path = write_engine(prepared, folder, target)
@@ -122,6 +140,9 @@ def export(
         _check_errors(prepared.meta)
         prepared.meta['computed_in'] = engine.computed_in
         write_meta(path, prepared.meta)
+        if target.precision == 'int8':
+            quantise_engine(cfg, path, prepared.model.SerializeToString(), prepared.meta, progress=progress,
+                            calib_images=target.calib_images, max_drop=target.max_drop)
         progress(f'Writing {out}')
     return Exported(out / path.name, prepared.meta, prepared.reference, prepared.inputs)
 
@@ -214,21 +235,6 @@ def write_engine(prepared: Prepared, folder: Path, target: Target) -> Path:
         save_openvino(network, path)
     write_meta(path, meta)
     return path
-
-
-def save_openvino(network: object, path: Path) -> None:
-    """Write an openvino.Model with its weights as they are; OSError if the folder is full."""
-    try:
-        optional('openvino').save_model(network, path, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise OSError(str(error).strip()) from None
-
-
-def write_meta(path: Path, meta: dict) -> None:
-    """Describe the engine at `path` and its weights beside it, with the sha256 of each file, in a .json beside it."""
-    files = [file for file in (path, path.with_suffix('.bin')) if file.is_file()]
-    meta['files'] = {file.name: sha256_of(file) for file in files}
-    path.with_suffix('.json').write_text(json.dumps(meta, indent=2) + '\n')
 
 
 @torch.no_grad()

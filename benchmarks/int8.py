@@ -1,0 +1,142 @@
+"""Ways to quantise one trained model: metric on the validation set, signal to noise of the outputs, latency.
+
+    python benchmarks/int8.py CONFIG CHECKPOINT --shape H W --work-dir DIR             # engines and their metrics
+    python benchmarks/int8.py CONFIG CHECKPOINT --shape H W --work-dir DIR --latency   # times of the engines in DIR
+
+Run the second one with nothing beside it. Engines are statically shaped, one image, preprocessing outside.
+"""
+
+import argparse
+import copy
+import re
+import time
+from functools import partial
+from pathlib import Path
+
+import nncf
+import numpy as np
+import openvino
+import torch
+
+from repvgg_mm.block import branch_by_branch
+from repvgg_mm.calibration import calibration_images
+from repvgg_mm.checkpoint import read_checkpoint
+from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.engine import Engine
+from repvgg_mm.engine_files import save_openvino, write_meta
+from repvgg_mm.engine_model import evaluate
+from repvgg_mm.equalise import equalise
+from repvgg_mm.export import PROPERTIES, Target, prepare, write_engine
+from repvgg_mm.layer_noise import convolutions_of, measure_layers, signal_to_noise
+from repvgg_mm.measure import cpu_name, interleaved_latency
+from repvgg_mm.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
+from repvgg_mm.raw_outputs import raw_outputs
+from repvgg_mm.runner import build_model
+from repvgg_mm.weights import load_strictly
+
+PRESETS = nncf.QuantizationPreset
+
+
+def main() -> None:
+    parser = parser_with_config(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_checkpoint(parser)
+    parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
+    parser.add_argument('--work-dir', type=Path, required=True)
+    parser.add_argument('--latency', action='store_true')
+    parser.add_argument('--rounds', type=int, default=31)
+    args = parser.parse_args()
+    folder, shape = args.work_dir, args.shape
+    del args.work_dir  # of this script, not of a Runner
+    cfg = load_config(args)
+    print(f'{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, openvino '
+          f'{openvino.__version__}, nncf {nncf.__version__}')
+    if args.latency:
+        measure_latency(cfg, args.checkpoint, shape, folder, args.rounds)
+    else:
+        measure_metrics(cfg, args.checkpoint, shape, folder)
+
+
+def measure_metrics(cfg, checkpoint: str, shape: list[int], folder: Path) -> None:
+    prepared = prepare(cfg, checkpoint, Target('openvino', shape=shape))
+    for name, target in (('float32', Target('openvino', shape=shape)), ('bf16', Target('openvino', 'bf16', shape))):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_engine(prepared, folder / name, target)
+    prepared.meta['openvino_properties'] = PROPERTIES['int8']
+    reference = Engine(folder / 'float32' / 'engine.xml')
+    images = calibration_images(cfg, reference, 100)
+    network = openvino.Core().read_model(prepared.model.SerializeToString())
+    equal, names = equalise(network)
+    print(f'{len(names)} of {len(convolutions_of(network))} convolutions equalised')
+    after = nncf.IgnoredScope(names=after_last_convolutions(network), validate=False)
+    tests = validation_config(cfg)
+    show('training form, PyTorch', evaluate(tests, checkpoint))
+    for name in ('float32/engine.xml', 'bf16/engine.xml'):
+        show(name.split('/')[0], evaluate(tests, folder / name), noise(reference, Engine(folder / name), images[::6]))
+
+    def default(images, **options):
+        return nncf.quantize(network, nncf.Dataset(images), subset_size=len(images), **options)
+
+    ways = {
+        'NNCF default': partial(default, images),
+        'after the last convolutions in float32 (the tool)': partial(quantise, network, images),
+        'the tool, 10 images': partial(quantise, network, images[::10]),
+        'the tool, 25 images': partial(quantise, network, images[::4]),
+        'the tool, mixed preset': partial(default, images, preset=PRESETS.MIXED, ignored_scope=after),
+        'the tool, equalised': partial(quantise, equal, images),
+        'the tool, an eighth in float32': lambda: quantise(network, images, noisiest(layers, 1 / 8)),
+        'the tool, a quarter in float32': lambda: quantise(network, images, noisiest(layers, 1 / 4)),
+        'the tool, equalised, an eighth in float32': lambda: quantise(equal, images, noisiest(layers, 1 / 8))}
+    for name, way in ways.items():
+        start = time.perf_counter()
+        made = way()
+        seconds = time.perf_counter() - start
+        path = folder / '_'.join(re.findall(r'\w+', name)) / 'engine.xml'
+        path.parent.mkdir(exist_ok=True)
+        save_openvino(made, path)
+        write_meta(path, copy.deepcopy(prepared.meta))
+        show(name, evaluate(tests, path), noise(reference, Engine(path), images[::6]), seconds)
+        if name.endswith('(the tool)'):
+            layers = measure_layers(network, made, images[::12])
+
+
+def noise(reference: Engine, engine: Engine, images: list[np.ndarray]) -> dict[str, float]:
+    """Signal to noise of each output in dB."""
+    sums = {name: np.zeros(2) for name in reference.meta['outputs']}
+    for image in images:
+        expected, found = reference(image), engine(image)
+        for name, values in expected.items():
+            values = values.astype(np.float64)
+            sums[name] += (values ** 2).sum(), ((found[name] - values) ** 2).sum()
+    return {name: signal_to_noise(*both) for name, both in sums.items()}
+
+
+def show(name: str, metrics: dict, decibels: dict | None = None, seconds: float | None = None) -> None:
+    metric, points = headline(metrics)
+    parts = [f'{output} {value:.1f} dB' for output, value in (decibels or {}).items()]
+    print(f'| {name} | {metric} {points:.2f} | {", ".join(parts)} | {"" if seconds is None else f"{seconds:.0f} s"} |',
+          flush=True)
+
+
+def measure_latency(cfg, checkpoint: str, shape: list[int], folder: Path, rounds: int) -> None:
+    model = build_model(cfg).eval()
+    load_strictly(model, read_checkpoint(checkpoint), checkpoint)
+    inputs = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
+    image = inputs.numpy()
+
+    def branches() -> None:
+        with torch.no_grad(), branch_by_branch(model):
+            raw_outputs(model, inputs)
+
+    calls = {'PyTorch, training form, branch by branch': branches,
+             'PyTorch, training form': torch.no_grad()(partial(raw_outputs, model, inputs))}
+    for path in sorted(folder.glob('*/engine.xml')):
+        calls[path.parent.name] = partial(Engine(path), image)
+    times = interleaved_latency(calls, rounds)
+    first = times['PyTorch, training form'].median_ms
+    for name, (median, lower, upper) in times.items():
+        print(f'| {name} | {median:.2f} ({lower:.2f} to {upper:.2f}) | {first / median:.1f}x |')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,77 @@
+"""What an engine is fed in tests, from real training images: quantisation chooses its ranges from these."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.utils import track_iter_progress
+
+from .engine import Engine
+from .engine_model import EngineModel
+from .errors import UserError
+from .runner import check_dataset, config_dicts
+
+
+def calibration_images(cfg: Config, engine: Engine, count: int) -> list[np.ndarray]:
+    """Inputs of `engine` for `count` training images, evenly spread, as the config's tests would prepare them.
+
+    All images of a smaller training set. What the engine is fed is recorded while it stands in the toolbox's
+    own inference, so padding, normalisation and the windows of slide inference are those of a test; of an
+    image with several windows one is taken, the first of the first image, the second of the second.
+
+    Raises:
+        UserError: the config has no training data or it is missing, or the engine does
+            not take such images.
+    """
+    dataset = training_set(cfg)
+    recorder = _Recorder(engine)
+    tester = EngineModel(cfg, recorder)
+    images = []
+    count = min(count, len(dataset))
+    for turn, index in enumerate(track_iter_progress([i * len(dataset) // count for i in range(count)])):
+        recorder.calls = []
+        tester.test_step(pseudo_collate([dataset[index]]))
+        images.append(recorder.calls[turn % len(recorder.calls)])
+    return images
+
+
+def training_set(cfg: Config) -> BaseDataset:
+    """The config's training set with its test pipeline; raises UserError as `calibration_images`."""
+    tested = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+    if not cfg.get('train_dataloader') or not tested:
+        raise UserError('Quantising takes images of the train_dataloader through the pipeline of the val_dataloader, '
+                        f'and this config lacks {"the first" if tested else "the second"}. Add it.')
+    check_dataset(cfg, 'train')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    part = copy.deepcopy(_innermost(cfg.train_dataloader.dataset))
+    for piece in config_dicts(part):
+        if 'pipeline' in piece:
+            piece.pipeline = _innermost(tested.dataset).pipeline
+    dataset = DATASETS.build(part)
+    if not len(dataset):
+        raise UserError(f'Quantising measures ranges on training images, and this {type(dataset).__name__} has none. '
+                        'Check train_dataloader.dataset.')
+    return dataset
+
+
+class _Recorder:
+    """An engine that keeps a copy of each input since `calls` was last emptied."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.path, self.meta = engine, engine.path, engine.meta
+        self.calls: list[np.ndarray] = []
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = self.engine(images)
+        self.calls.append(np.array(images))
+        return outputs
+
+
+def _innermost(dataset: dict) -> dict:
+    while 'dataset' in dataset:  # RepeatDataset and its like
+        dataset = dataset['dataset']
+    return dataset
