@@ -53,8 +53,9 @@ def parser_with_config(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('checkpoint', help='checkpoint file')
+def add_checkpoint(parser: argparse.ArgumentParser, *, engine: bool = False) -> None:
+    parser.add_argument('checkpoint', help='checkpoint file' + (
+        ', or engine (.onnx, .xml) that tools/export.py wrote' if engine else ''))
     add_trust(parser)
 
 

@@ -35,7 +35,7 @@ def predict(
 
     Args:
         config: of an mmseg segmentor or mmdet detector.
-        checkpoint: in training form, which is fused first, or in deploy form.
+        checkpoint: in training form, which is fused first, or in deploy form; or an engine (`.onnx`, `.xml`).
         images: files, folders, glob patterns or BGR arrays (H, W, 3) of uint8; one, or a sequence of them.
         out: a folder for the pictures; those of arrays are `image_0.png` and so on.
         draw: return the pictures too, RGB arrays.

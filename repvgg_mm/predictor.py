@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a function of an image: the config's test pipeline, the model in deploy form."""
+"""From a config and a checkpoint or engine to a function of an image: the test pipeline, then the deploy form."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mmengine.structures import BaseDataElement
 
 from .checkpoint import read_checkpoint
 from .convert import fusible_or_fused, whole_model_convert
+from .engine import Engine, is_engine
+from .engine_model import EngineModel
 from .errors import UnusableFile, UserError
 from .runner import build_model, config_dicts, deploy_config
 from .weights import load_strictly
@@ -55,6 +57,8 @@ class Predictor:
             data = self.prepare(dict(img=image, img_path=str(name), img_id=0, img_shape=(height, width),
                                      ori_shape=(height, width)))
             return self.test_step(pseudo_collate([data]))[0].cpu()
+        except UserError as error:  # an engine of another size
+            raise UnusableFile(f'{name}: {error}') from None
         except (RuntimeError, ValueError, cv2.error) as error:
             raise UnusableFile(f'An image must have a size that the model can take, and {name} of {height}x{width} '
                                f'pixels has not ({str(error).splitlines()[0][:200]}). Resize it, or let the test '
@@ -69,15 +73,18 @@ def predictor(
     Its predictions are those of the toolbox's test on that image; each image is predicted on its own.
 
     Args:
-        weights: a checkpoint in either form.
+        weights: a checkpoint in either form, or an engine (`.onnx`, `.xml`), which runs on the CPU.
         device: a GPU by default if there is one.
 
     Raises:
-        UserError: the config has no test pipeline, the checkpoint does not fit, or there is no such device.
+        UserError: the config has no test pipeline, the weights do not fit, or there is no such device.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     load, prepare = _pipeline(cfg)
-    test_step, meta = _model(cfg, weights, _device(device), trust)  # an engine has a test_step and meta as well
+    if is_engine(weights):
+        test_step, meta = _engine(cfg, weights, device)
+    else:
+        test_step, meta = _model(cfg, weights, _device(device), trust)
     return Predictor(load, prepare, test_step, *_names(cfg, meta))
 
 
@@ -88,6 +95,15 @@ def _model(cfg: Config, weights: str | PathLike, device: torch.device, trust: bo
     if fusible_or_fused(model):
         whole_model_convert(model, inplace=True)  # blocks of other libraries
     return model.to(device).eval().test_step, checkpoint.get('meta') or {}
+
+
+def _engine(cfg: Config, path: str | PathLike, device: str | None) -> tuple[Callable, Mapping]:
+    if device not in (None, 'cpu'):
+        raise UserError(f'Engines run on the CPU, and --device {device} was asked for. Leave it out, or give the '
+                        'checkpoint instead of the engine.')
+    engine = Engine(path, threads=torch.get_num_threads())
+    return EngineModel(cfg, engine).eval().test_step, dict(
+        dataset_meta={key: engine.meta.get(key) for key in ('classes', 'palette')})
 
 
 def _device(name: str | None) -> torch.device:

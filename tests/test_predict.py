@@ -16,6 +16,7 @@ from tool_runs import run_tool
 import repvgg_mm
 from repvgg_mm import UserError, whole_model_convert
 from repvgg_mm.archs import get_arch
+from repvgg_mm.export import Target, export
 from repvgg_mm.prediction import predict_files
 from repvgg_mm.predictor import predictor
 from repvgg_mm.runner import build_model, deploy_config
@@ -114,6 +115,28 @@ def test_detector_predicts_as_mmdet_does(kind, trained, images):
         assert found.masks.shape == (len(found), 64, 64) and found.masks.any()
         assert (found.masks == truth.masks).float().mean() > 0.999
     assert picture.shape == (384, 384, 3) and picture.dtype == np.uint8  # enlarged six times, the sample is not
+
+
+@pytest.mark.parametrize('kind', ['pspnet', 'retinanet'])
+def test_an_engine_predicts_as_its_checkpoint_does(kind, trained, images, tmp_path):
+    config, checkpoint, *_ = trained(kind)
+    exported = export(Config.fromfile(config), checkpoint, tmp_path / 'engine',
+                      Target(shape=(96, 96), preprocess=kind == 'retinanet'), progress=lambda step: None)
+    paths = [images / 'val' / '0000.jpg', images / 'train' / '0001.jpg']
+    expected = repvgg_mm.predict(config, checkpoint, paths, device='cpu')
+    for sample, truth in zip(repvgg_mm.predict(config, exported.path, paths), expected, strict=True):
+        if kind == 'pspnet':
+            assert (sample.pred_sem_seg.data == truth.pred_sem_seg.data).float().mean() > 0.999
+        else:
+            assert len(sample.pred_instances) == len(truth.pred_instances) > 5
+            torch.testing.assert_close(sample.pred_instances.scores, truth.pred_instances.scores, rtol=1e-4, atol=1e-5)
+    result = run_tool('tools/predict.py', config, exported.path, images / 'val', '--out', tmp_path / 'drawn')
+    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 2 and 'Drew 2' in result.stdout
+    with pytest.raises(UserError, match=r'Engines run on the CPU, and --device cuda was asked for\. Leave it out'):
+        repvgg_mm.predict(config, exported.path, paths, device='cuda')
+    wide = np.full((64, 200, 3), 128, np.uint8)
+    with pytest.raises(UserError, match=r'image_0: .*engine\.onnx takes .* or export with --shape H W, --dynamic'):
+        repvgg_mm.predict(config, exported.path, wide)
 
 
 def test_logits_are_left_out_unless_asked_for(trained, images):

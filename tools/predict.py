@@ -1,4 +1,4 @@
-"""Draw what a model predicts: python tools/predict.py CONFIG CHECKPOINT IMAGES ... --out DIR"""
+"""Draw what a model predicts: python tools/predict.py CONFIG CHECKPOINT_OR_ENGINE IMAGES ... --out DIR"""
 
 from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
 from repvgg_mm.prediction import predict_files
@@ -6,7 +6,7 @@ from repvgg_mm.prediction import predict_files
 
 def main() -> None:
     parser = parser_with_config('Draw predictions of images and videos: classes with a legend, or boxes and masks.')
-    add_checkpoint(parser)
+    add_checkpoint(parser, engine=True)
     parser.add_argument('images', nargs='+', help="images, videos, folders of them, quoted patterns such as 'a/*.jpg'")
     parser.add_argument('--out', required=True,
                         help='folder for the pictures (.png) and videos (.mp4), in folders like those of the sources')

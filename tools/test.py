@@ -1,6 +1,6 @@
 """Evaluate a checkpoint or engine: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out DIR] [--tta]"""
 
-from repvgg_mm.cli import add_launch, add_trust, load_config, parser_with_config, run_tool
+from repvgg_mm.cli import add_checkpoint, add_launch, load_config, parser_with_config, run_tool
 from repvgg_mm.engine import is_engine
 from repvgg_mm.engine_model import evaluate
 from repvgg_mm.errors import UserError
@@ -8,8 +8,7 @@ from repvgg_mm.errors import UserError
 
 def main() -> None:
     parser = parser_with_config('Evaluate a segmentor, detector or classifier on its test set.')
-    parser.add_argument('checkpoint', help='checkpoint, or engine (.onnx, .xml) that tools/export.py wrote')
-    add_trust(parser)
+    add_checkpoint(parser, engine=True)
     add_launch(parser)
     parser.add_argument('--out', help='folder (masks of a segmentor) or .pkl file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions on the screen')
