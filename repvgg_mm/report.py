@@ -43,12 +43,15 @@ def export_page(exported: Exported, cfg: Config, config_name: str, conversion: C
               for compared in meta['compared'] for name, error in compared['errors'].items()}
     ratio = f'{torch_form.median_ms / engine.median_ms:.2f}x'
     verdicts = [
-        _error_verdict(errors, meta['tolerance'], 'engine against PyTorch'),
+        _error_verdict(errors, meta['tolerance'], f'engine against PyTorch{_before_quantising(meta)}'),
         Verdict(f'{engine.median_ms:.1f} ms', 'a call of the engine',
                 f'{ratio} as fast as the deploy form in PyTorch ({torch_form.median_ms:.1f} ms)')]
     sections = [_engine_section(exported), _engine_latency_section(exported, latencies)]
     if meta.get('quantisation'):
-        sections.append(_quantisation_section(meta['quantisation']))
+        found = meta['quantisation']
+        verdicts.insert(0, Verdict(f'{found["int8"]:.2f}', f'{found["metric"]} in int8',
+                                   f'{found["float32"]:.2f} in float32, on the validation set'))
+        sections.append(_quantisation_section(found))
     if conversion is not None:
         costs = measure(conversion)
         forms, more = _form_sections(conversion, costs, cfg)
@@ -206,7 +209,8 @@ def _engine_section(exported: Exported) -> Section:
     return Section('The engine', '', [
         Table(('', ''), rows),
         Chart(error_chart(errors, meta['tolerance'], 'Relative error of each output of the engine'),
-              'The engine beside PyTorch on the same random input; above the line nothing is written.'),
+              f'The engine{_before_quantising(meta)} beside PyTorch on the same random input; above the line '
+              'nothing is written.'),
         Table(('operator', 'in the graph'), [(name, str(count)) for name, count in graph],
               f'The exported graph: {sum(meta["graph"].values())} operators, {meta["graph"].get("Conv", 0)} of them '
               'convolutions; no Add and no BatchNormalization in a RepVGG block', folded=True)])
@@ -223,13 +227,15 @@ def _engine_latency_section(exported: Exported, latencies: Mapping[str, Latency]
               f'included; {torch.get_num_threads()} threads in PyTorch, the engine as its library chooses.')])
 
 
-def _quantisation_section(found: object) -> Section:
-    """Whatever the description of an engine says of its quantisation: figures in one table, lists in one each."""
-    found = found if isinstance(found, Mapping) else dict(quantisation=found)
+def _before_quantising(meta: Mapping) -> str:
+    return ' before quantising' if 'quantisation' in meta else ''
+
+
+def _quantisation_section(found: Mapping) -> Section:
+    """What the description of an engine says of its quantisation: figures in one table, lists in one each."""
     figures, parts = [], []
     for name, value in found.items():
-        rows = [{'layer': key, **row} for key, row in value.items() if isinstance(row, Mapping)] if isinstance(
-            value, Mapping) else value if isinstance(value, list) else []
+        rows = value if isinstance(value, list) else []
         if rows and all(isinstance(row, Mapping) for row in rows):
             head = list(dict.fromkeys(key for row in rows for key in row))
             cells = [[_cell(row.get(key, '')) for key in head] for row in rows]

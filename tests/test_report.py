@@ -221,11 +221,11 @@ def test_an_engine_from_a_deploy_form_and_its_quantisation(converted, tmp_path):
     exported = export(cfg, tmp_path / 'deploy.pth', tmp_path / 'engine', Target(shape=(64, 64), preprocess=True),
                       progress=lambda step: None)
     exported.meta['quantisation'] = dict(
-        calibration_images=64, layers=[dict(layer='stem', snr_db=31.256, range=[-1.5, 2]), dict(layer='stage_1.0')],
-        kept_in_float={'stage_4.0': dict(snr_db=9)})
+        calib_images=64, metric='mIoU', float32=41.74, int8=41.47,
+        layers=[dict(layer='stem', snr_db=31.256, range=[-1.5, 2]), dict(layer='stage_1.0')])
     page = read(render(export_page(exported, cfg, 'config.py', None)))
-    for part in ('the checkpoint was in deploy form already'.capitalize(), 'Quantisation', 'calibration images', '64',
-                 'snr db', '31.26', '-1.5, 2', 'stage_4.0'):
+    for part in ('the checkpoint was in deploy form already'.capitalize(), 'Quantisation', 'calib images', '64',
+                 'snr db', '31.26', '-1.5, 2', '41.47', 'mIoU in int8', '41.74 in float32', 'before quantising'):
         assert part in page.text, part
 
 
