@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -84,8 +85,8 @@ def convert_checkpoint(
     if not errors[worst] <= TOLERANCE:
         raise UserError(
             f'A deploy form must agree with the training form to {TOLERANCE:g} relative, and {worst} differs by '
-            f'{errors[worst]:.1e} on an input of {height}x{width}. Nothing was written: use a later checkpoint if this '
-            'one is from the first steps, whose statistics are not settled, and look for values beyond float32.')
+            f'{errors[worst]:.1e} on an input of {height}x{width}. Nothing was written: '
+            + cause_of_difference(trained, inputs))
     meta = dict(
         form='deploy',
         arch=arch,
@@ -95,6 +96,21 @@ def convert_checkpoint(
         versions=dict(repvgg_mm=package_version(), torch=str(torch.__version__), mmengine=mmengine.__version__))
     meta |= dataset_meta_of(checkpoint)
     return Conversion(trained, deploy, errors, inputs, deploy_cfg, meta)
+
+
+def cause_of_difference(trained: nn.Module, inputs: Tensor) -> str:
+    """Float32's rounding or the fusing, which a comparison in float64 tells apart; and the next step."""
+    exact = copy.deepcopy(trained).double()
+    try:
+        error = max(compare_models(exact, whole_model_convert(exact), inputs.double()).values())
+    except RuntimeError:
+        return 'the model does not run in float64, which would tell rounding from a fault. Use a later checkpoint.'
+    if error <= TOLERANCE / 10:
+        return (f'in float64 both forms agree to {error:.1e}, so the blocks are fused right and this network amplifies '
+                'the rounding of float32, as in the first steps at a high learning rate. Use a later checkpoint, or '
+                'write this one without the comparison: whole_model_convert(model, save_path=...) in Python.')
+    return (f'in float64 they differ by {error:.1e}, which is no rounding. Look for NaN, infinite or huge values in '
+            'the checkpoint, and report a fault of the fusing if there are none.')
 
 
 def conversion_of(

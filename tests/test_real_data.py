@@ -9,7 +9,9 @@ import pytest
 from tool_runs import iterations, metric, run_tool
 
 CONFIG = 'configs/pspnet_repvgg_a0_camvid.py'
-FEW = ['train_dataloader.batch_size=2', 'val_dataloader.dataset.indices=6', 'test_dataloader.dataset.indices=6',
+# Three steps at the recipe's 3e-3 can leave a network that amplifies float32's rounding past the proof's 1e-5.
+FEW = ['randomness.seed=0', 'optim_wrapper.optimizer.lr=3e-4', 'train_dataloader.batch_size=2',
+       'val_dataloader.dataset.indices=6', 'test_dataloader.dataset.indices=6',
        *(f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
          for option in ('num_workers=0', 'persistent_workers=False'))]
 
