@@ -4,14 +4,13 @@
 # Command: bash tools/dist_train.sh configs/atss_repvgg_b0_coco.py 8
 _base_ = [
     '_base_/models/atss_repvgg.py', '_base_/datasets/coco.py',
-    '_base_/schedules/detection_1x.py', '_base_/detection_runtime.py']
+    '_base_/schedules/detection_1x.py', '_base_/detection_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B0_8xb32_in1k_20221213-5091ecc7.pth'
 model = dict(
     backbone=dict(
         arch='B0',
         frozen_stages=1,
         norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.B0}}, prefix='backbone.')),
     neck=dict(in_channels=[64, 128, 256, 1280]))
 optim_wrapper = dict(optimizer=dict(lr=0.01))

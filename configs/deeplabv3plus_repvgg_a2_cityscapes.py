@@ -4,13 +4,12 @@
 # Command: bash tools/dist_train.sh configs/deeplabv3plus_repvgg_a2_cityscapes.py 8
 _base_ = [
     '_base_/models/deeplabv3plus_repvgg.py', '_base_/datasets/cityscapes.py',
-    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py']
+    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A2_8xb32_in1k_20221213-a8767caf.pth'
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='A2',
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.A2}}, prefix='backbone.')),
     decode_head=dict(in_channels=1408, c1_in_channels=96),
     auxiliary_head=dict(in_channels=384))

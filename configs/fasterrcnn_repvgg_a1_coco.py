@@ -4,13 +4,12 @@
 # Command: bash tools/dist_train.sh configs/fasterrcnn_repvgg_a1_coco.py 8
 _base_ = [
     '_base_/models/fasterrcnn_repvgg.py', '_base_/datasets/coco.py',
-    '_base_/schedules/detection_1x.py', '_base_/detection_runtime.py']
+    '_base_/schedules/detection_1x.py', '_base_/detection_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A1_8xb32_in1k_20221213-f81bf3df.pth'
 model = dict(
     backbone=dict(
         arch='A1',
         frozen_stages=1,
         norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.A1}}, prefix='backbone.')),
     neck=dict(in_channels=[64, 128, 256, 1280]))

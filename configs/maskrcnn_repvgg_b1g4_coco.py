@@ -4,13 +4,12 @@
 # Command: bash tools/dist_train.sh configs/maskrcnn_repvgg_b1g4_coco.py 8
 _base_ = [
     '_base_/models/maskrcnn_repvgg.py', '_base_/datasets/coco_masks.py',
-    '_base_/schedules/detection_1x.py', '_base_/detection_runtime.py']
+    '_base_/schedules/detection_1x.py', '_base_/detection_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B1g4_8xb32_in1k_20221213-a7a4aaea.pth'
 model = dict(
     backbone=dict(
         arch='B1g4',
         frozen_stages=1,
         norm_eval=True,
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.B1g4}}, prefix='backbone.')),
     neck=dict(in_channels=[128, 256, 512, 2048]))

@@ -4,13 +4,12 @@
 # Command: bash tools/dist_train.sh configs/pspnet_repvgg_a0.py 8
 _base_ = [
     '_base_/models/pspnet_repvgg.py', '_base_/datasets/cityscapes.py',
-    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py']
+    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth'
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='A0',
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.A0}}, prefix='backbone.')),
     decode_head=dict(in_channels=1280),
     auxiliary_head=dict(in_channels=192))

@@ -4,14 +4,13 @@
 # Command: bash tools/dist_train.sh configs/pspnet_repvgg_a2_ade20k.py 4
 _base_ = [
     '_base_/models/pspnet_repvgg.py', '_base_/datasets/ade20k.py',
-    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py']
+    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A2_8xb32_in1k_20221213-a8767caf.pth'
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='A2',
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.A2}}, prefix='backbone.')),
     decode_head=dict(in_channels=1408, num_classes=150),
     auxiliary_head=dict(in_channels=384, num_classes=150))
 param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=80000, by_epoch=False)]

@@ -4,14 +4,13 @@
 # Command: bash tools/dist_train.sh configs/pspnet_repvgg_b0_voc12aug.py 4
 _base_ = [
     '_base_/models/pspnet_repvgg.py', '_base_/datasets/voc12aug.py',
-    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py']
+    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-B0_8xb32_in1k_20221213-5091ecc7.pth'
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='B0',
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.B0}}, prefix='backbone.')),
     decode_head=dict(in_channels=1280, num_classes=21),
     auxiliary_head=dict(in_channels=256, num_classes=21))
 param_scheduler = [dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=0, end=40000, by_epoch=False)]

@@ -4,12 +4,11 @@
 # Command: bash tools/dist_train.sh configs/semfpn_repvgg_a0_cityscapes.py 8
 _base_ = [
     '_base_/models/semfpn_repvgg.py', '_base_/datasets/cityscapes.py',
-    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py']
+    '_base_/schedules/paper_40_epochs.py', '_base_/default_runtime.py', '_base_/weights.py']
 
-weights = 'https://download.openmmlab.com/mmclassification/v0/repvgg/repvgg-A0_8xb32_in1k_20221213-60ae8e23.pth'
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
     backbone=dict(
         arch='A0',
-        init_cfg=dict(type='Pretrained', checkpoint=weights, prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint={{_base_.weights.A0}}, prefix='backbone.')),
     neck=dict(in_channels=[48, 96, 192, 1280]))

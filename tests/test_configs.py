@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -108,15 +109,16 @@ def test_fast_variant(name):
 
 def test_weights_are_named_where_the_recipe_finetunes():
     for name in CONFIGS:
-        init_cfg = Config.fromfile(ROOT / 'configs' / name).model.backbone.get('init_cfg')
+        backbone = Config.fromfile(ROOT / 'configs' / name).model.backbone
+        init_cfg = backbone.get('init_cfg')
         if 'camvid' in name or 'shapes' in name:
             assert init_cfg is None
         else:
             assert init_cfg.checkpoint.startswith('https://') and init_cfg.prefix == 'backbone.'
+            assert f'/repvgg-{backbone.arch}_' in init_cfg.checkpoint
 
 
 def test_every_base_is_used():
-    used = {Path(line.split("'")[i]).name for path in (ROOT / 'configs').glob('*.py')
-            for line in path.read_text().splitlines() if '_base_/' in line for i in (1, 3)
-            if i < len(line.split("'"))}
-    assert {path.name for path in (ROOT / 'configs' / '_base_').rglob('*.py')} == used
+    configs = [*(ROOT / 'configs').rglob('*.py')]
+    used = {Path(name).name for path in configs for name in re.findall(r"'([\w/]+\.py)'", path.read_text())}
+    assert {path.name for path in configs if '_base_' in path.parts} <= used

@@ -1,5 +1,6 @@
 # CamVid, 11 classes, 367 training and 101 validation images of 480x360, predicted at 240x180.
-dataset_type = 'BaseSegDataset'
+_base_ = 'segmentation.py'
+
 data_root = '{{$REPVGG_MM_DATA:data}}/camvid'
 classes = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist')
 palette = [[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0],
@@ -19,35 +20,21 @@ test_pipeline = [
     # after Resize: the ground truth keeps its own size, predictions are scaled up to it
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='TestTimeAug', transforms=[
-        [dict(type='Resize', scale_factor=factor, keep_ratio=True) for factor in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
-        [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-        [dict(type='LoadAnnotations')],
-        [dict(type='PackSegInputs')]])]
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type=dataset_type,
+        type='BaseSegDataset',
         data_root=data_root,
         data_prefix=dict(img_path='images/train', seg_map_path='labels/train'),
         metainfo=metainfo,
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=1,
     num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type=dataset_type,
+        type='BaseSegDataset',
         data_root=data_root,
         data_prefix=dict(img_path='images/val', seg_map_path='labels/val'),
         metainfo=metainfo,
         pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator

@@ -1,5 +1,4 @@
 # COCO 2017, boxes; images of at most 1333x800.
-dataset_type = 'CocoDataset'
 data_root = '{{$REPVGG_MM_DATA:data}}/coco'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -19,7 +18,7 @@ train_dataloader = dict(
     sampler=dict(type='InfiniteSampler', shuffle=True),
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
-        type=dataset_type,
+        type='CocoDataset',
         data_root=data_root,
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
@@ -32,7 +31,7 @@ val_dataloader = dict(
     drop_last=False,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type=dataset_type,
+        type='CocoDataset',
         data_root=data_root,
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),

@@ -12,11 +12,8 @@ model = dict(
         stacked_convs=6,
         feat_channels=256,
         anchor_type='anchor_free',
-        anchor_generator=dict(
-            type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
-            strides=[8, 16, 32, 64, 128]),
-        bbox_coder=dict(
-            type='DeltaXYWHBBoxCoder', target_means=[0.0, 0.0, 0.0, 0.0], target_stds=[0.1, 0.1, 0.2, 0.2]),
+        anchor_generator=_base_.model.bbox_head.anchor_generator,
+        bbox_coder=_base_.model.bbox_head.bbox_coder,
         initial_loss_cls=dict(
             type='FocalLoss', use_sigmoid=True, activated=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
         loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, activated=True, beta=2.0, loss_weight=1.0),
