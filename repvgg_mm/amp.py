@@ -36,7 +36,7 @@ def use_amp(optim_wrapper: ConfigDict, dtype: str | None) -> None:
     Raises:
         UserError: the config has another wrapper than MMEngine's, or float16 was asked for without a GPU.
     """
-    gpu = torch.cuda.is_available()
+    gpu, asked_for = torch.cuda.is_available(), dtype
     dtype = dtype or ('float16' if gpu else 'bfloat16')
     if dtype == 'float16' and not gpu:
         raise UserError('float16 needs a GPU, whose loss scaling torch has no CPU counterpart for, and none was found. '
@@ -51,3 +51,5 @@ def use_amp(optim_wrapper: ConfigDict, dtype: str | None) -> None:
     else:
         optim_wrapper.type = 'AmpOptimWrapper'
         optim_wrapper.setdefault('loss_scale', 'dynamic')
+        if asked_for:
+            optim_wrapper.dtype = dtype

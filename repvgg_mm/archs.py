@@ -95,8 +95,8 @@ def get_arch(arch: str | Mapping) -> Arch:
     of `Arch`'s fields.
 
     Raises:
-        UserError: an unknown name or field, or `depths` and `width_factors` that do not describe
-            the same stages.
+        UserError: an unknown name or field, `depths` and `width_factors` that do not describe the same
+            stages, or `groups` or `se_ratio` that a width does not allow.
     """
     if isinstance(arch, str):
         arch = arch.removeprefix('RepVGG-').removeprefix('RepVGGplus-')
@@ -116,6 +116,15 @@ def get_arch(arch: str | Mapping) -> Arch:
         raise UserError(
             'An arch dict has one depth of at least 1 and one width factor a stage; got '
             f'depths={tuple(found.depths)} and width_factors={tuple(found.width_factors)}. Give both the same length.')
+    for shape in found.blocks():
+        if min(shape.out_channels, found.groups) < 1 or shape.in_channels % shape.groups \
+                or shape.out_channels % shape.groups:
+            raise UserError(f'The channels of every block are 1 or more and a multiple of groups; got groups='
+                            f'{found.groups} and widths {found.stage_channels}. Change width_factors or groups.')
+        if found.se_ratio < 0 or (found.se_ratio and not shape.se_channels):
+            raise UserError(f'Squeeze-and-excitation has channels // se_ratio channels inside, 1 or more; got se_ratio='
+                            f'{found.se_ratio} and {shape.out_channels} channels. Choose a smaller se_ratio, or 0 for '
+                            'none.')
     return found
 
 

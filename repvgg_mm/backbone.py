@@ -81,9 +81,9 @@ class RepVGG(BaseModule):
         self.arch = get_arch(arch)
         num_stages = len(self.arch.depths)
         self.out_indices = _normalise_indices(out_indices, num_stages)
-        if len(strides) != num_stages:
-            raise UserError(f'strides needs one entry for each of the {num_stages} stages, got {tuple(strides)}. '
-                            f'The default is {(2,) * num_stages}.')
+        if len(strides) != num_stages or not all(isinstance(stride, int) and stride >= 1 for stride in strides):
+            raise UserError(f'strides needs an int of 1 or more for each of the {num_stages} stages, got '
+                            f'{tuple(strides)}. The default is {(2,) * num_stages}.')
         dilations = _dilations_of_blocks(dilations, self.arch.depths)
         num_built = max(self.out_indices) + 1
         if not -1 <= frozen_stages <= num_built:
@@ -91,12 +91,13 @@ class RepVGG(BaseModule):
                             f'{tuple(out_indices)} needs), got {frozen_stages}. Choose one in that range.')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        norm = _norm_builder(norm_cfg)
         self.norm_cfg = dict(norm_cfg)
         self.partial_load = partial_load
 
         block = partial(
             RepVGGBlock,
-            norm=_norm_builder(norm_cfg),
+            norm=norm,
             act=partial(build_activation_layer, dict(act_cfg)),
             se_after_act=self.arch.se_after_act,
             with_cp=with_cp,
@@ -185,8 +186,15 @@ def fast_dilations(arch: str | Mapping) -> tuple[int | tuple[int, ...], ...]:
     """`dilations` of the paper's fast variant (section 4.3) for output stride 8.
 
     Only the last four blocks of stage 3 and the one of stage 4 are dilated.
+
+    Raises:
+        UserError: an architecture without four stages, the third of four blocks or more.
     """
-    depth = get_arch(arch).depths[2]
+    depths = get_arch(arch).depths
+    if len(depths) != 4 or depths[2] < 4:
+        raise UserError('The fast variant dilates the last four blocks of stage 3 and stage 4, and this '
+                        f'architecture has stages of {tuple(depths)} blocks. Write its dilations out.')
+    depth = depths[2]
     return 1, 1, (1,) * (depth - 4) + (2,) * 4, 4
 
 
@@ -217,11 +225,14 @@ def _dilations_of_blocks(
     if len(dilations) == len(depths):
         expanded = [(entry,) * depth if isinstance(entry, int) else tuple(entry)
                     for entry, depth in zip(dilations, depths)]
-        if [len(entry) for entry in expanded] == list(depths):
+        if [len(entry) for entry in expanded] == list(depths) and all(
+                isinstance(dilation, int) and dilation >= 1 for entry in expanded for dilation in entry):
             return expanded
-    raise UserError(f'dilations needs one entry a stage, an int or one int a block, for stages of {tuple(depths)} '
-                    f'blocks; got {tuple(dilations)}. The default is {(1,) * len(depths)}.')
+    raise UserError('dilations needs one entry a stage, an int of 1 or more or one a block, for stages of '
+                    f'{tuple(depths)} blocks; got {tuple(dilations)}. The default is {(1,) * len(depths)}.')
 
 
 def _norm_builder(norm_cfg: Mapping) -> Callable[[int], nn.Module]:
+    if not isinstance(norm_cfg, Mapping) or 'type' not in norm_cfg:
+        raise UserError(f"norm_cfg describes a BatchNorm, got {norm_cfg!r}. Give dict(type='BN') or 'SyncBN'.")
     return lambda channels: build_norm_layer(dict(norm_cfg), channels)[1]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from .charts import latency_bars
-from .convert import fusible_or_fused, whole_model_convert
+from .checkpoint import atomic_path
+from .cli import import_toolbox, read_config
+from .convert import fusible_or_fused, has_branches, whole_model_convert
 from .engine import SUFFIXES, Engine, optional
 from .errors import UserError
 from .measure import Latency, LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
@@ -62,22 +63,29 @@ class Setting:
             shape=str(tuple(inputs.shape)), torch=torch.__version__, rounds=str(self.rounds))
 
 
-def build_forms(paths: Iterable[str]) -> dict[str, nn.Module]:
-    """Models of configs by name, without weights; a model with fusible blocks in both forms.
+def build_forms(paths: Sequence[str]) -> dict[str, nn.Module]:
+    """Models of configs by name, without weights; one with blocks in training form in both forms.
 
     SyncBN becomes BN: a benchmark is one process.
+
+    Raises:
+        UserError: a path is no config, or its toolbox is not installed.
     """
     models: dict[str, nn.Module] = {}
-    for path in paths:
-        cfg = Config.fromfile(path)
+    stems = [Path(path).stem for path in paths]
+    for path, stem in zip(paths, stems):
+        cfg = read_config(path)
+        import_toolbox(cfg)
         for part in config_dicts(cfg._cfg_dict):
             part.pop('init_cfg', None)
         replace_sync_bn(cfg)
         model = build_model(cfg).eval()
-        name = Path(path).stem
-        if fusible_or_fused(model):
+        name = stem if stems.count(stem) == 1 else path
+        if has_branches(model):
             models[f'{name}, deploy form'] = whole_model_convert(model)
             name = f'{name}, training form'
+        elif fusible_or_fused(model):
+            name = f'{name}, deploy form'
         models[name] = model
     return models
 
@@ -159,6 +167,7 @@ def benchmark(
 def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     """Most bytes of tensors alive at once during a second `call`, above those alive before it."""
     if next(model.parameters()).is_cuda:
+        model.zero_grad(set_to_none=True)  # gradients of a step are made by it
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
@@ -194,22 +203,29 @@ def table(rows: list[Row]) -> str:
         first = next(other for other in rows if other.work == row.work)
         cells.append((
             row.model, row.work, f'{row.median_ms:.1f} ({row.lower_ms:.1f} to {row.upper_ms:.1f})',
-            f'{row.median_ms / first.median_ms:.2f}', _figure(row.saved_mib, 0), _figure(row.peak_mib, 0),
-            _figure(row.million_parameters, 2), _figure(row.gflops, 2)))
+            f'{row.median_ms / first.median_ms:.2f}', figure_text(row.saved_mib, 0), figure_text(row.peak_mib, 0),
+            figure_text(row.million_parameters, 2), figure_text(row.gflops, 2)))
     lines = [f'| {" | ".join(row)} |' for row in cells]
     return '\n'.join(lines)
 
 
-def _figure(value: float | None, digits: int) -> str:
+def figure_text(value: float | None, digits: int) -> str:
+    """Nothing for what is not known, such as the parameters of an engine."""
     return '' if value is None else f'{value:.{digits}f}'
 
 
 def write_json(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
-    path.write_text(json.dumps(dict(conditions=setting, rows=[asdict(row) for row in rows]), indent=2) + '\n')
+    """`rows` as dicts of `Row`'s fields beside what they depend on; UserError if it cannot be written."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(dict(conditions=setting, rows=[asdict(row) for row in rows]), indent=2) + '\n')
 
 
 def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
-    """A panel for each kind of work, a bar for each model with the quartiles of its time."""
+    """A panel for each kind of work, a bar for each model with the quartiles of its time; format by the suffix.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -225,7 +241,8 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
     made_with = ', '.join(f'{key} {value}' for key, value in setting.items())
     figure.supxlabel(textwrap.fill(made_with, 120), fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format=path.suffix[1:].lower())
     plt.close(figure)
 
 

@@ -12,7 +12,7 @@ from mmengine.utils import track_iter_progress
 
 from .engine import Engine
 from .engine_model import EngineModel
-from .errors import UserError
+from .errors import UserError, first_line
 from .runner import check_dataset, config_dicts
 
 
@@ -34,7 +34,12 @@ def calibration_images(cfg: Config, engine: Engine, count: int) -> list[np.ndarr
     count = min(count, len(dataset))
     for turn, index in enumerate(track_iter_progress([i * len(dataset) // count for i in range(count)])):
         recorder.calls = []
-        tester.test_step(pseudo_collate([dataset[index]]))
+        try:
+            image = dataset[index]
+        except Exception as error:  # what decoders and datasets raise depends on the damage
+            raise UserError(f'Quantising reads images of the training set, and number {index} cannot be read '
+                            f'({first_line(error)}). Check its files, or take it out of the list.') from None
+        tester.test_step(pseudo_collate([image]))
         images.append(recorder.calls[turn % len(recorder.calls)])
     return images
 

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -74,6 +75,22 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='how several processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+
+
+def check_output_file(flag: str, path: Path | None, *suffixes: str) -> None:
+    """Before the work whose result `path` receives: UserError if it has no such suffix or cannot be written to."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes or path.is_dir():
+        found = 'a folder' if path.is_dir() else 'none'
+        raise UserError(f'{flag} names a file in {", ".join(suffixes)}, and {path} is {found}. Give a name such as '
+                        f'{flag.strip("-")}{suffixes[0]}.')
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f'{path} could not be written ({error}); nothing was left there. '
+                        'Choose a folder that you can write to.') from None
 
 
 def load_config(args: argparse.Namespace) -> Config:

@@ -8,7 +8,7 @@ from os import PathLike
 
 from torch import nn
 
-from .block import check_blocks, fuse_blocks, named_blocks
+from .block import RepVGGBlock, check_blocks, fuse_blocks, named_blocks
 from .checkpoint import write_checkpoint
 from .errors import UserError
 from .foreign import FusedBlock, named_foreign_blocks, replace_foreign_blocks, unknown_switches
@@ -32,7 +32,8 @@ def whole_model_convert(
         deploy_model: a model built with deploy=True that receives all weights, in its own dtype and
             on its own device; without one a copy of `train_model` is converted.
         save_path: where to write the deploy form as a checkpoint with `meta` and `state_dict`.
-        inplace: convert `train_model` itself, holding one fused kernel at a time beside its branches.
+        inplace: convert `train_model` itself, holding one fused kernel at a time beside its branches (blocks of
+            other libraries: all of theirs). A block of another library that is `train_model` itself is replaced.
 
     Returns:
         The deploy form (`deploy_model` or `train_model` itself if those were asked for), in eval
@@ -68,5 +69,10 @@ def whole_model_convert(
 
 def fusible_or_fused(model: nn.Module) -> bool:
     """Whether `model` contains a block that converting fuses or has fused."""
-    return (any(True for _ in named_blocks(model)) or any(True for _ in named_foreign_blocks(model))
-            or any(isinstance(module, FusedBlock) for module in model.modules()))
+    return has_branches(model) or any(isinstance(module, (RepVGGBlock, FusedBlock)) for module in model.modules())
+
+
+def has_branches(model: nn.Module) -> bool:
+    """Whether `model` contains a block in training form."""
+    return (any(not block.deploy for _, block in named_blocks(model))
+            or any(True for _ in named_foreign_blocks(model)))

@@ -10,7 +10,8 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from .deploy import convert_checkpoint, write_deploy
+from .deploy import conversion_of, write_deploy
+from .errors import UserError
 
 
 @HOOKS.register_module()
@@ -25,7 +26,8 @@ class RepVGGConvertHook(Hook):
         shape: height and width of the input on which both forms are compared; from the config by default.
 
     Raises:
-        UserError: a checkpoint cannot be converted; the checkpoints themselves are written by then.
+        UserError: a checkpoint cannot be converted; the checkpoints themselves are written and the others
+            converted by then.
     """
 
     priority = 'LOWEST'  # after CheckpointHook
@@ -36,11 +38,21 @@ class RepVGGConvertHook(Hook):
     def after_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
+        refused = []
         for path in written_checkpoints(runner):
-            conversion = convert_checkpoint(Config(runner.cfg.to_dict()), path, self.shape)
+            try:
+                conversion = conversion_of(Config(runner.cfg.to_dict()), path, self.shape)
+            except UserError as error:
+                refused.append(f'{path.name} was not converted. {error}')
+                continue
+            if conversion is None:
+                runner.logger.info(f'{path} is in deploy form already.')
+                continue
             weights = write_deploy(conversion, path.parent, stem=f'{path.stem}_deploy')
             worst = max(conversion.errors.values())
             runner.logger.info(f'Wrote {weights} and {weights.with_suffix(".py")}, relative error {worst:.1e}.')
+        if refused:
+            raise UserError('\n'.join(refused))
 
 
 def written_checkpoints(runner: Runner) -> list[Path]:

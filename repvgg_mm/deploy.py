@@ -23,7 +23,7 @@ from .foreign import FusedBlock
 from .layouts import form_of
 from .measure import Latency, count_macs, count_parameters, form_latency
 from .raw_outputs import is_two_stage
-from .runner import REPVGG_TYPES, build_model, config_dicts, deploy_config, replace_sync_bn
+from .runner import build_model, deploy_config, replace_sync_bn, repvgg_parts, use_training_form
 from .weights import load_strictly, state_dict_of
 
 TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
@@ -69,6 +69,7 @@ def convert_checkpoint(
     if form_of(state_dict_of(checkpoint, str(checkpoint_path))) == 'deploy':
         raise UserError(f'Converting starts from the training form, and {checkpoint_path} is in deploy form already. '
                         'Use it as it is, with the deploy.py beside it.')
+    use_training_form(cfg)  # a deploy.py also describes it
     arch = arch_of_config(cfg)
     deploy_cfg = deploy_config(cfg)
     replace_sync_bn(cfg)  # the same weights, and it runs on a CPU
@@ -200,7 +201,7 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
 def arch_of_config(cfg: Config) -> object:
     """`arch` of the RepVGG in a config; a list if there are several or none."""
     archs = [part.arch if isinstance(part.arch, str) else dict(part.arch)  # no ConfigDict: the reader refuses that
-             for part in config_dicts(cfg.model) if part.get('type') in REPVGG_TYPES]
+             for part in repvgg_parts(cfg)]
     return archs[0] if len(archs) == 1 else archs
 
 

@@ -22,7 +22,7 @@ from .checkpoint import read_checkpoint
 from .detections import check_settings, detect
 from .engine import Engine, is_engine
 from .errors import UserError
-from .networks import Preprocessing
+from .networks import Preprocessing, decode_head_of
 from .runner import build_model, build_runner, deploy_config
 from .weights import load_strictly
 
@@ -90,8 +90,8 @@ class EngineModel(BaseModel):
         outputs, classes = self.run(inputs), self.model.out_channels
         if 'logits' in outputs:
             self._check_classes(outputs['logits'].shape[1], classes)
-            return torch.from_numpy(outputs['logits'])
-        labels = torch.from_numpy(outputs['labels'].astype(np.int64))
+            return torch.from_numpy(outputs['logits']).to(inputs.device)
+        labels = torch.from_numpy(outputs['labels'].astype(np.int64)).to(inputs.device)
         if classes == 1:
             self._check_classes(max(2, int(labels.max()) + 1), 2)
             return (labels[:, None] * 2. - 1) * CERTAIN
@@ -126,7 +126,7 @@ def check_fit(cfg: Config, engine: Engine, model: nn.Module) -> bool:
     task = 'segmentation' if segments else 'detection' if hasattr(model, 'bbox_head') else type(model).__name__
     if engine.meta['task'] != task:
         raise _misfit(engine, engine.meta['task'], task)
-    wanted = (model.decode_head if segments else model.bbox_head).num_classes
+    wanted = (decode_head_of(model) if segments else model.bbox_head).num_classes
     names = engine.meta['classes']
     if names and len(names) != wanted:
         raise _misfit(engine, f'{len(names)} classes ({", ".join(names[:8])})', f'{wanted}')
@@ -156,18 +156,29 @@ def evaluate(cfg: Config, weights: str | PathLike, *, trust: bool = False) -> di
             load_strictly(model.module if isinstance(model, BaseTTAModel) else model, checkpoint, str(weights))
         else:
             runner.model = EngineModel(cfg, engine, model)
-        return {name: float(value) for name, value in runner.test().items() if isinstance(value, Number)}
+        try:
+            metrics = runner.test()
+        except OSError as error:
+            raise UserError('A metric needs every image and annotation that the dataset lists, and one cannot be read '
+                            f'({str(error).strip().splitlines()[-1]}). Put it there, or take it out of the list.'
+                            ) from None
+        return {name: float(value) for name, value in metrics.items() if isinstance(value, Number)}
+
+
+def complete_test_set(cfg: Config) -> None:
+    """Let a config without a test set test on its validation set; UserError if it has none or no evaluator."""
+    for part in ('dataloader', 'evaluator'):
+        if cfg.get(f'test_{part}') is None:
+            cfg[f'test_{part}'] = cfg.get(f'val_{part}')
+        if cfg[f'test_{part}'] is None:
+            raise UserError(f'A metric needs images with annotations and an evaluator, and this config has neither '
+                            f'test_{part} nor val_{part}. Add one.')
+    cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
 
 
 def _test_config(cfg: Config, folder: str) -> Config:
     cfg = Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
-    for part in ('dataloader', 'evaluator'):
-        if cfg.get(f'test_{part}') is None:
-            cfg[f'test_{part}'] = cfg.get(f'val_{part}')
-    cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
-    if cfg.get('test_dataloader') is None:
-        raise UserError('A metric needs images with annotations, and this config has neither a test_dataloader nor a '
-                        'val_dataloader. Add one with its evaluator.')
+    complete_test_set(cfg)
     for part in ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler'):
         cfg[part] = None  # mmseg's visualization hook would load the training set
     cfg.load_from, cfg.resume = None, False  # the Runner would load them over the weights to be tested

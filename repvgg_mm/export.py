@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -32,7 +33,7 @@ from .engine import Engine, optional
 from .engine_files import save_openvino, write_meta
 from .errors import UserError
 from .layouts import form_of
-from .networks import Preprocess, Preprocessing, network_of
+from .networks import Preprocess, Preprocessing, decode_head_of, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
 from .quantise import quantise_engine
@@ -251,7 +252,7 @@ def compare_engine(engine: Engine, reference: nn.Module, inputs: Tensor) -> dict
     if 'labels' in found:
         labels, logits = torch.from_numpy(found['labels'].astype(np.int64)), expected[0]
         if logits.shape[1] == 1:
-            margin = logits[:, 0] - torch.logit(torch.tensor(reference.model.decode_head.threshold))
+            margin = logits[:, 0] - torch.logit(torch.tensor(decode_head_of(reference.model).threshold))
             logits = torch.stack([torch.zeros_like(margin), margin], 1)
         expected, found = [logits.amax(1)], dict(labels=logits.gather(1, labels[:, None])[:, 0].numpy())
     shapes = [tuple(tensor.shape) for tensor in expected], [array.shape for array in found.values()]
@@ -264,7 +265,7 @@ def compare_engine(engine: Engine, reference: nn.Module, inputs: Tensor) -> dict
 
 def trtexec(meta: dict, name: str = f'{STEM}.onnx') -> str:
     """The commands that make a TensorRT engine of an ONNX engine and compare the two, for a machine with a GPU."""
-    wanted = meta['input']
+    wanted, name = meta['input'], shlex.quote(name)
     shapes = ''
     if None in wanted['shape']:
         traced = meta['compared'][0]['shape']

@@ -92,7 +92,7 @@ class SegmentorNetwork(nn.Module):
 
     def labels(self, logits: Tensor) -> Tensor:
         classes = logits.shape[1]
-        labels = logits.argmax(1) if classes > 1 else logits[:, 0].sigmoid() > self.model.decode_head.threshold
+        labels = logits.argmax(1) if classes > 1 else logits[:, 0].sigmoid() > decode_head_of(self.model).threshold
         return labels.to(torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32)
 
 
@@ -139,6 +139,12 @@ class DetectorNetwork(nn.Module):
             deltas = _rows(regression, head.bbox_coder.encode_size)
         priors = priors.expand(deltas.shape[0], -1, -1)
         return head.bbox_coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1)).unflatten(0, deltas.shape[:2])
+
+
+def decode_head_of(model: nn.Module) -> nn.Module:
+    """The head whose logits a segmentor gives: of a cascade the last."""
+    head = model.decode_head
+    return head[-1] if isinstance(head, nn.ModuleList) else head
 
 
 def network_of(model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -13,7 +12,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from .checkpoint import atomic_path
-from .errors import UserError
 from .side_by_side import Comparison
 
 TEMPLATE = Path(__file__).with_name('page.html.j2')
@@ -90,17 +88,3 @@ def write_page(path: str | PathLike, page: Page) -> None:
     content = render(page).encode('utf-8', 'backslashreplace')  # a file's name need not be text
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-
-
-def check_page(path: str | PathLike) -> None:
-    """Before the work whose report it is: raise UserError if `path` is no name for a page, or cannot be written to."""
-    path = Path(path)
-    if path.suffix.lower() not in ('.html', '.htm') or path.is_dir():
-        raise UserError(f'A report is a file in .html, and --report is {path}'
-                        f'{", a folder" if path.is_dir() else ""}. Give the name of a file, such as report.html.')
-    folder = next(folder for folder in (path.absolute().parent, *path.absolute().parents) if folder.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f'{path} could not be written ({error}); nothing was left there. '
-                        'Choose a folder that you can write to.') from None

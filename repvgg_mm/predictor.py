@@ -20,7 +20,7 @@ from .convert import fusible_or_fused, whole_model_convert
 from .engine import Engine, is_engine
 from .engine_model import EngineModel
 from .errors import UnusableFile, UserError
-from .runner import build_model, config_dicts, deploy_config
+from .runner import build_model, config_dicts, deploy_config, usable_device
 from .weights import load_strictly
 
 LOADERS = ('LoadImageFromFile', 'LoadImageFromNDArray')
@@ -84,7 +84,7 @@ def predictor(
     if is_engine(weights):
         test_step, meta = _engine(cfg, weights, device)
     else:
-        test_step, meta = _model(cfg, weights, _device(device), trust)
+        test_step, meta = _model(cfg, weights, usable_device(device), trust)
     return Predictor(load, prepare, test_step, *_names(cfg, meta))
 
 
@@ -104,16 +104,6 @@ def _engine(cfg: Config, path: str | PathLike, device: str | None) -> tuple[Call
     engine = Engine(path, threads=torch.get_num_threads())
     return EngineModel(cfg, engine).eval().test_step, dict(
         dataset_meta={key: engine.meta.get(key) for key in ('classes', 'palette')})
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        torch.empty(1, device=device)
-        return device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f'A device is one that torch can use here, and {name} is not '
-                        f'({str(error).splitlines()[0][:120]}). Use --device cpu.') from None
 
 
 def _pipeline(cfg: Config) -> tuple[Compose, Compose]:

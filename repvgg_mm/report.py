@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from mmengine.config import Config
 
-from .benchmark import Row
+from .benchmark import Row, figure_text
 from .charts import error_chart, latency_chart, range_chart
 from .deploy import TOLERANCE, Conversion, Costs, conditions, measure
 from .engine import Engine
@@ -78,8 +78,8 @@ def benchmark_page(rows: Sequence[Row], setting: Mapping[str, str]) -> Page:
             ('model', 'ms, median', 'quartiles', 'ratio', 'kept for backward, MiB', 'peak, MiB', 'million parameters',
              'GFLOPs'),
             [(row.model, f'{row.median_ms:.1f}', f'{row.lower_ms:.1f} to {row.upper_ms:.1f}',
-              f'{row.median_ms / done[0].median_ms:.2f}', '' if row.saved_mib is None else f'{row.saved_mib:.0f}',
-              f'{row.peak_mib:.0f}', f'{row.million_parameters:.2f}', f'{row.gflops:.2f}') for row in done],
+              f'{row.median_ms / done[0].median_ms:.2f}', figure_text(row.saved_mib, 0), figure_text(row.peak_mib, 0),
+              figure_text(row.million_parameters, 2), figure_text(row.gflops, 2)) for row in done],
             'Ratios are to the first model. No weights are loaded.')
         sections.append(Section(work.capitalize(), '', [Chart(latency_chart(latencies, f'Latency, {work}')), table]))
     title = models[0] if len(models) == 1 else f'{len(models)} models side by side'

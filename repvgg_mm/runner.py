@@ -14,13 +14,14 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
+from .backbone import RepVGG
 from .checkpoint import atomic_path, read_checkpoint
 from .errors import UserError
 from .hooks import IgnoreSavedConfigHook, SeedEachStepHook
 
 SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
 RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoint that training can go on from
-REPVGG_TYPES = ('RepVGG', 'repvgg_mm.RepVGG')
+REPVGG_TYPES = ('RepVGG', 'repvgg_mm.RepVGG', 'repvgg_mm.backbone.RepVGG', RepVGG)  # names, or the class itself
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -120,10 +121,12 @@ def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
 
 
 def check_dataset(cfg: Config, split: str) -> None:
-    """Raise UserError if a folder or file that the dataset of `split` reads is missing."""
+    """Raise UserError if a folder or file of this machine that the dataset of `split` reads is missing."""
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
     while 'dataset' in dataset:  # RepeatDataset and its like
         dataset = dataset['dataset']
+    if dataset.get('backend_args') or '://' in str(dataset.get('data_root')):
+        return  # not a folder of this machine
     root = Path(dataset.get('data_root') or '')
     prefix = dataset.get('data_prefix') or {}
     content = [*(prefix.values() if isinstance(prefix, dict) else [prefix]), dataset.get('ann_file')]
@@ -134,6 +137,17 @@ def check_dataset(cfg: Config, split: str) -> None:
             f'{dataset.get("type")} reads {" and ".join(content)} in the folder {root}, where {" and ".join(missing)} '
             f'{"is" if len(missing) == 1 else "are"} missing: put the dataset there or set '
             f'{split}_dataloader.dataset.data_root (README, section "Datasets").')
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name, a GPU by default if there is one; UserError if torch cannot use it here."""
+    try:
+        device = torch.device(name or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        torch.empty(1, device=device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f'A device is one that torch can use here, and {name} is not '
+                        f'({str(error).splitlines()[0][:120]}). Use --device cpu.') from None
 
 
 def replace_sync_bn(cfg: Config) -> None:
@@ -151,8 +165,8 @@ def deploy_config(cfg: Config) -> Config:
         part.pop('pretrained', None)
         if str(part.get('type')).endswith('TIMMBackbone'):
             part['pretrained'] = False  # its default is to download
-        if part.get('type') in REPVGG_TYPES:
-            part['deploy'] = True
+    for part in repvgg_parts(cfg):
+        part['deploy'] = True
     replace_sync_bn(cfg)
     cfg.pop('weights', None)
     cfg.load_from = None
@@ -160,6 +174,19 @@ def deploy_config(cfg: Config) -> Config:
     imports = set(cfg.get('custom_imports', {}).get('imports', [])) | {'repvgg_mm'}
     cfg.custom_imports = dict(imports=sorted(imports), allow_failed_imports=False)
     return cfg
+
+
+def use_training_form(cfg: Config) -> None:
+    """Turn the config of a deploy form, as `deploy_config` and converting leave it, into that of the training form."""
+    if cfg.model.get('type') == 'repvgg_mm.deploy_form':
+        cfg.model = cfg.model.model
+    for part in repvgg_parts(cfg):
+        part['deploy'] = False
+
+
+def repvgg_parts(cfg: Config) -> Iterator[ConfigDict]:
+    """The settings of every RepVGG in a config."""
+    return (part for part in config_dicts(cfg._cfg_dict) if part.get('type') in REPVGG_TYPES)
 
 
 def config_dicts(part: object) -> Iterator[ConfigDict]:
@@ -181,6 +208,8 @@ def _init_dist_on_cpu(cfg: Config) -> None:
             init_dist(cfg.launcher, backend='gloo')
     finally:
         torch.cuda.set_device = choose_device
-    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', broadcast_buffers=False))
+    cfg.setdefault('model_wrapper_cfg', dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False)))
     cfg.model_wrapper_cfg['device_ids'] = None
     replace_sync_bn(cfg)

@@ -21,7 +21,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from .block import branch_by_branch
-from .errors import UserError
+from .errors import UserError, first_line
 from .runner import check_dataset, config_dicts
 
 SCORE = 0.5          # boxes below are not drawn
@@ -94,7 +94,7 @@ def validation_set(cfg: Config) -> object:
     except UserError:
         raise
     except Exception as error:  # a data set is a program, and what a damaged one raises is up to it
-        raise UserError(f'The validation set of the config cannot be read ({_first_line(error)}). Check '
+        raise UserError(f'The validation set of the config cannot be read ({first_line(error)}). Check '
                         'val_dataloader.dataset and its files.') from None
 
 
@@ -120,7 +120,7 @@ def side_by_side(cfg: Config, models: dict[str, nn.Module], count: int = 4) -> S
         try:
             sample = dataset[int(index)]
         except Exception as error:  # as above
-            raise UserError(f'Image {index} of the validation set cannot be read ({_first_line(error)}). Check its '
+            raise UserError(f'Image {index} of the validation set cannot be read ({first_line(error)}). Check its '
                             'files.') from None
         inputs.append(first.data_preprocessor(pseudo_collate([sample]), False)['inputs'])
         if drawn:
@@ -142,10 +142,6 @@ def colours_of(dataset: object) -> np.ndarray:
     hues = np.arange(count) * 0.618 % 1 * 180
     hsv = np.stack([hues, np.full(count, 190), np.full(count, 230)], 1).astype(np.uint8)
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] if count else np.zeros((0, 3), np.uint8)
-
-
-def _first_line(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}'.strip().splitlines()[0]
 
 
 def _predict(model: nn.Module, sample: dict) -> BaseDataElement:

@@ -50,6 +50,11 @@ def test_with_a_gpu_it_is_float16_as_in_the_toolboxes(monkeypatch):
     assert wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
     use_amp(wrapper, 'bfloat16')
     assert wrapper == dict(type='BFloat16OptimWrapper')
+    wrapper = ConfigDict(type='AmpOptimWrapper', dtype='bfloat16')
+    use_amp(wrapper, None)
+    assert wrapper.dtype == 'bfloat16'  # the config's own choice
+    use_amp(wrapper, 'float16')
+    assert wrapper == dict(type='AmpOptimWrapper', dtype='float16', loss_scale='dynamic')
 
 
 @no_gpu

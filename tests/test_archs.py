@@ -138,3 +138,12 @@ def test_unknown_or_missing_key(arch):
 def test_depths_and_widths_of_other_stages(depths, width_factors):
     with pytest.raises(UserError, match='one depth of at least 1 and one width factor a stage; got depths='):
         get_arch(dict(depths=depths, width_factors=width_factors))
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(groups=3), r'multiple of groups; got groups=3 and widths \(64, 128\)'), (dict(groups=0), 'got groups=0'),
+    (dict(width_factors=(1, 0)), '1 or more and a multiple'),
+    (dict(se_ratio=65), r'got se_ratio=65 and 64 channels\. Choose a smaller'), (dict(se_ratio=-1), 'got se_ratio=-1')])
+def test_groups_and_squeezing_that_the_widths_do_not_allow(options, message):
+    with pytest.raises(UserError, match=message):
+        get_arch(dict(dict(depths=(1, 2), width_factors=(1, 1)), **options))

@@ -131,16 +131,29 @@ def test_wrong_out_indices(out_indices):
         RepVGG(TINY, out_indices=out_indices)
 
 
-@pytest.mark.parametrize('strides', [(2, 2, 2), (2,) * 5, ()])
+@pytest.mark.parametrize('strides', [(2, 2, 2), (2,) * 5, (), (2, 2, 1, 0), (2, 2, 1, 'a')])
 def test_wrong_strides(strides):
-    with pytest.raises(UserError, match=r'strides needs one entry for each of the 4 stages, got \('):
+    with pytest.raises(UserError, match=r'strides needs an int of 1 or more for each of the 4 stages, got \('):
         RepVGG(TINY, strides=strides)
 
 
-@pytest.mark.parametrize('dilations', [(1, 1, 1), (1, 1, (2, 2), 4), (1, 1, (1,) * 5, 1)])
+@pytest.mark.parametrize('dilations', [
+    (1, 1, 1), (1, 1, (2, 2), 4), (1, 1, (1,) * 5, 1), (1, 1, 0, 1), (1, 1, (1, 1, 1, 1.5), 1)])
 def test_wrong_dilations(dilations):
     with pytest.raises(UserError, match=r'dilations needs one entry a stage.* stages of \(1, 2, 4, 1\) blocks; got \('):
         RepVGG(TINY, dilations=dilations)
+
+
+@pytest.mark.parametrize('norm_cfg', [None, {}, 'BN'])
+def test_norm_cfg_is_a_dict_with_a_type(norm_cfg):
+    with pytest.raises(UserError, match=r"norm_cfg describes a BatchNorm, got .*Give dict\(type='BN'\)"):
+        RepVGG(TINY, norm_cfg=norm_cfg)
+
+
+@pytest.mark.parametrize('depths', [(1, 2), (1, 1, 3, 1)])
+def test_an_arch_without_a_fast_variant(depths):
+    with pytest.raises(UserError, match=r'last four blocks of stage 3 .* stages of \(1, .*Write its dilations out'):
+        fast_dilations(dict(depths=depths, width_factors=(1,) * len(depths)))
 
 
 @pytest.mark.parametrize('in_channels', [1, 4])

@@ -21,10 +21,11 @@ from tool_runs import derived_config, run_tool, small_data
 from repvgg_mm import UserError
 from repvgg_mm.benchmark import Row
 from repvgg_mm.charts import error_chart, latency_chart
+from repvgg_mm.cli import check_output_file
 from repvgg_mm.deploy import convert_checkpoint, measure
 from repvgg_mm.export import Target, export
 from repvgg_mm.measure import Latency
-from repvgg_mm.page import Page, check_page, render, write_page
+from repvgg_mm.page import Page, render, write_page
 from repvgg_mm.report import benchmark_page, conversion_page, export_page
 from repvgg_mm.runner import build_model
 from repvgg_mm.shapes import make_shapes
@@ -230,11 +231,11 @@ def test_an_engine_from_a_deploy_form_and_its_quantisation(converted, tmp_path):
 
 
 @pytest.mark.parametrize('name, message', [
-    ('report.pth', r'A report is a file in \.html, and --report is report\.pth'),
+    ('report.pth', r'--report names a file in \.html, \.htm, and report\.pth is none'),
     ('/proc/report.html', r'/proc/report\.html could not be written .*Choose a folder')])
 def test_where_no_report_can_be_written(name, message):
     with pytest.raises(UserError, match=message):
-        check_page(name)
+        check_output_file('--report', Path(name), '.html', '.htm')
 
 
 def test_tools_check_the_report_before_the_work(tmp_path):
@@ -249,7 +250,7 @@ def test_tools_check_the_report_before_the_work(tmp_path):
 def test_a_folder_is_no_report(tmp_path):
     (tmp_path / 'folder.html').mkdir()
     with pytest.raises(UserError, match='a folder'):
-        check_page(tmp_path / 'folder.html')
+        check_output_file('--report', tmp_path / 'folder.html', '.html')
 
 
 def test_full_disk_leaves_the_old_report(tmp_path):

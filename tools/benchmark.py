@@ -16,10 +16,11 @@ from repvgg_mm.benchmark import (
     table,
     write_json,
 )
-from repvgg_mm.cli import add_report, run_tool
+from repvgg_mm.cli import add_report, check_output_file, run_tool
 from repvgg_mm.engine import is_engine
 from repvgg_mm.errors import UserError
-from repvgg_mm.page import check_page, write_page
+from repvgg_mm.page import write_page
+from repvgg_mm.runner import usable_device
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument('--shape', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1, help='images a call')
     parser.add_argument('--work', nargs='+', choices=WORK, default=['forward'])
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', help='a GPU by default if there is one')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32')
     parser.add_argument('--amp', choices=['bfloat16', 'float16'], help='torch.autocast in this type')
     parser.add_argument('--compile', action='store_true', help='torch.compile; steps on a GPU only')
@@ -41,16 +42,17 @@ def main() -> None:
     parser.add_argument('--plot', type=Path, help='file for a picture (.png, .svg, .pdf)')
     add_report(parser)
     args = parser.parse_args()
-    if args.report:
-        check_page(args.report)
+    check_output_file('--json', args.json, '.json')
+    check_output_file('--plot', args.plot, '.png', '.svg', '.pdf')
+    check_output_file('--report', args.report, '.html', '.htm')
     configs = [path for path in args.configs if not is_engine(path)]
-    for path in configs:
-        if not Path(path).is_file():
-            raise UserError(f'A benchmark reads configs, and {path} is no file. Name one of configs/.')
     if args.rounds < 2 or args.batch < 1:
         raise UserError(f'A median needs two rounds or more of one image or more, got --rounds {args.rounds} and '
                         f'--batch {args.batch}. Raise them.')
-    inputs = torch.randn(args.batch, 3, *args.shape).to(args.device, getattr(torch, args.dtype))
+    device = usable_device(args.device)
+    if device.index is not None and device.type == 'cuda':
+        torch.cuda.set_device(device)  # whose memory and time are measured
+    inputs = torch.randn(args.batch, 3, *args.shape).to(device, getattr(torch, args.dtype))
     if args.channels_last:
         inputs = inputs.to(memory_format=torch.channels_last)
     setting = Setting(inputs, args.rounds, args.amp and getattr(torch, args.amp), args.compile)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from repvgg_mm.cli import add_checkpoint, add_report, load_config, parser_with_config, run_tool
+from repvgg_mm.cli import add_checkpoint, add_report, check_output_file, load_config, parser_with_config, run_tool
 from repvgg_mm.deploy import check_output_folder, convert_checkpoint, measure, report, write_deploy
-from repvgg_mm.page import check_page, write_page
+from repvgg_mm.page import write_page
 
 
 def main() -> None:
@@ -19,8 +19,7 @@ def main() -> None:
     args = parser.parse_args()
     out = Path(args.out)
     check_output_folder(out, args.overwrite)
-    if args.report:
-        check_page(args.report)
+    check_output_file('--report', args.report, '.html', '.htm')
     cfg = load_config(args)
     conversion = convert_checkpoint(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
     costs = measure(conversion)

@@ -32,8 +32,8 @@ def main() -> None:
             raise UserError(f'The demo runs in the root of the repository, where {config} is; this is {Path.cwd()}. '
                             'Change to the folder that git clone made.')
     start = time.perf_counter()
-    if args.out.exists():
-        shutil.rmtree(args.out)
+    for task in CONFIGS:
+        shutil.rmtree(args.out / task, ignore_errors=True)  # of an earlier demo
     run('tools/make_shapes.py', 'data/shapes')
     for task, config in CONFIGS.items():
         train_and_convert(config, args.out / task, args.iters)

@@ -3,10 +3,10 @@
 import time
 from pathlib import Path
 
-from repvgg_mm.cli import add_checkpoint, add_report, load_config, parser_with_config, run_tool
+from repvgg_mm.cli import add_checkpoint, add_report, check_output_file, load_config, parser_with_config, run_tool
 from repvgg_mm.deploy import conversion_of
 from repvgg_mm.export import ENGINES, PRECISIONS, Target, export, trtexec
-from repvgg_mm.page import check_page, write_page
+from repvgg_mm.page import write_page
 from repvgg_mm.quantise import describe
 
 DESCRIPTION = 'Fuse a trained model, export it as an ONNX or OpenVINO engine, and prove that it computes the same.'
@@ -34,8 +34,7 @@ def main() -> None:
     parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
     add_report(parser)
     args = parser.parse_args()
-    if args.report:
-        check_page(args.report)
+    check_output_file('--report', args.report, '.html', '.htm')
     target = Target(args.engine, args.precision, args.shape, args.dynamic, args.argmax, args.preprocess,
                     args.calib_images, args.max_drop)
     start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from repvgg_mm.cli import add_checkpoint, add_launch, load_config, parser_with_config, run_tool
 from repvgg_mm.engine import is_engine
-from repvgg_mm.engine_model import evaluate
+from repvgg_mm.engine_model import complete_test_set, evaluate
 from repvgg_mm.errors import UserError
 
 
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     args = parser.parse_args()
     cfg = load_config(args)
+    complete_test_set(cfg)
     if args.show or args.show_dir:
         if 'visualization' not in cfg.get('default_hooks', {}):
             raise UserError('Pictures are drawn by the visualization hook, which this config does not have. '
