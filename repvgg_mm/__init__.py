@@ -6,8 +6,8 @@ try:
 except ImportError as error:
     raise ImportError(
         f'repvgg_mm needs mmengine and mmcv, and {error.name} cannot be imported ({error}). '
-        "Install one stack, not both: pip install 'repvgg_mm[openmmlab]' or pip install 'repvgg_mm[onedl]' "
-        '(torch first; see "Set-up" in the README).') from error
+        "Install one stack, not both, in a clone: pip install --no-build-isolation -e '.[openmmlab]' or '.[onedl]' "
+        '(README, section "Set-up").') from error
 
 from . import foreign_blocks  # noqa: F401  registers what it knows
 from .amp import BFloat16OptimWrapper

@@ -6,12 +6,13 @@ import json
 
 import pytest
 import torch
-from helpers import TINY, pspnet
+from helpers import TINY, pspnet, pspnet_config
+from mmengine.config import Config
 from tool_runs import run_tool
 from torch import nn
 
 from repvgg_mm import UserError, whole_model_convert
-from repvgg_mm.benchmark import WORK, Setting, benchmark, peak_bytes, saved_bytes, table
+from repvgg_mm.benchmark import WORK, Setting, benchmark, build_forms, peak_bytes, saved_bytes, table
 
 
 def test_every_kind_of_work_and_its_figures():
@@ -62,8 +63,23 @@ def test_tool_writes_figures_and_a_picture(tmp_path):
     assert (tmp_path / 'picture.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_a_deploy_form_is_one_row_and_equal_names_are_told_apart(tmp_path):
+    paths = [tmp_path / folder / 'deploy.py' for folder in ('a', 'b')]
+    for path, deploy in zip(paths, (True, False)):
+        path.parent.mkdir()
+        path.write_text(Config(dict(model=pspnet_config(TINY, deploy=deploy), default_scope='mmseg')).pretty_text)
+    models = build_forms([str(path) for path in paths])
+    assert list(models) == [f'{paths[0]}, deploy form', f'{paths[1]}, deploy form', f'{paths[1]}, training form']
+    counts = [sum(p.numel() for p in model.parameters()) for model in models.values()]
+    assert counts[0] == counts[1] < counts[2]
+
+
 @pytest.mark.parametrize('arguments, message', [
-    (['nothing.py'], 'A benchmark reads configs, and nothing.py is no file'),
+    (['nothing.py'], 'A config is a Python file, and nothing.py is missing'),
+    (['configs/_base_/default_runtime.py'], 'A config describes a model'),
+    (['configs/pspnet_repvgg_a0.py', '--device', 'nowhere'], 'A device is one that torch can use here, and nowhere is'),
+    (['configs/pspnet_repvgg_a0.py', '--plot', 'a.xyz'], '--plot names a file in .png, .svg, .pdf, and a.xyz is none'),
+    (['configs/pspnet_repvgg_a0.py', '--json', '/proc/a.json'], '/proc/a.json could not be written'),
     (['configs/pspnet_repvgg_a0_shapes.py', '--shape', '64', '64', '--work', 'training step'],
      'cannot do a training step with (1, 3, 64, 64): Expected more than 1 value per channel'),
     (['configs/pspnet_repvgg_a0.py', '--rounds', '1'], 'A median needs two rounds or more')])

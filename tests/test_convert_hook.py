@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import TINY, assert_same_state, leaves
+from helpers import TINY, assert_same_state
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from tool_runs import ROOT, derived_config, iterations, run_tool, small_data
 
-from repvgg_mm import load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm import RepVGGConvertHook, UserError, load_strictly, read_checkpoint, whole_model_convert
 from repvgg_mm.runner import build_model, replace_sync_bn
 from repvgg_mm.shapes import make_shapes
 
@@ -69,14 +72,44 @@ def test_last_and_best_are_converted(run):
         assert_converted(work_dir / f'{name}.pth', run / 'config.py')
 
 
-def test_the_run_is_the_same_without_the_hook(run, shapes, tmp_path):
-    run_tool('tools/train.py', config(tmp_path, "dict(type='EMAHook')"), '--work-dir', tmp_path, *flags(shapes, 4))
-    hooked, plain = (read_checkpoint(folder / 'iter_4.pth') for folder in (run / 'work', tmp_path))
-    for key in ('state_dict', 'ema_state_dict', 'optimizer'):
-        (places, values), (other_places, other_values) = leaves(hooked[key]), leaves(plain[key])
-        assert places == other_places
-        for value, other in zip(values, other_values):
-            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+def a_runner(folder: Path, arch_options: dict, checkpoints: dict[str, dict]) -> SimpleNamespace:
+    """What the hook uses of a Runner that has written `checkpoints`, the first one last and the second one best."""
+    path = config(folder, '')
+    cfg = Config.fromfile(path)
+    cfg.model.backbone.update(norm_cfg=dict(type='BN'), **arch_options)
+    for name, state in checkpoints.items():
+        torch.save(state, folder / f'{name}.pth')
+    written = CheckpointHook(interval=1)
+    written.last_ckpt, written.best_ckpt_path = (str(folder / f'{name}.pth') for name in checkpoints)
+    return SimpleNamespace(cfg=cfg, hooks=[written], logger=logging.getLogger(), model=build_model(cfg))
+
+
+def test_the_live_model_is_untouched(tmp_path):
+    state = dict(a_runner(tmp_path, {}, dict(iter_4={}, best={})).model.state_dict())
+    runner = a_runner(tmp_path, {}, dict(iter_4=state, best=state))
+    runner.model.train()
+    before = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
+    modes = [module.training for module in runner.model.modules()]
+    RepVGGConvertHook(shape=(64, 64)).after_train(runner)
+    assert (tmp_path / 'iter_4_deploy.pth').is_file() and (tmp_path / 'best_deploy.pth').is_file()
+    assert_same_state(runner.model, before)
+    assert [module.training for module in runner.model.modules()] == modes
+
+
+def test_one_that_is_refused_does_not_keep_the_others(tmp_path):
+    state = dict(a_runner(tmp_path, {}, dict(iter_4={}, best={})).model.state_dict())
+    name = 'backbone.stem.branch_3x3.norm.running_var'
+    broken = dict(state, **{name: torch.full_like(state[name], torch.nan)})
+    with pytest.raises(UserError, match=r'^iter_4\.pth was not converted\. .*Running statistics must be finite'):
+        RepVGGConvertHook(shape=(64, 64)).after_train(a_runner(tmp_path, {}, dict(iter_4=broken, best=state)))
+    assert {path.name for path in tmp_path.glob('*_deploy.*')} == {'best_deploy.pth', 'best_deploy.py'}
+
+
+def test_a_deploy_form_that_was_finetuned_stays_as_it_is(tmp_path):
+    runner = a_runner(tmp_path, dict(deploy=True), dict(iter_4={}, best={}))
+    state = dict(runner.model.state_dict())
+    RepVGGConvertHook(shape=(64, 64)).after_train(a_runner(tmp_path, dict(deploy=True), dict(iter_4=state, best=state)))
+    assert list(tmp_path.glob('*_deploy.*')) == []
 
 
 def test_after_resuming(run, shapes, tmp_path):

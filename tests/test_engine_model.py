@@ -153,6 +153,22 @@ def test_slide_inference_calls_the_engine_for_each_window(segmentor):
     assert evaluate(cfg, segmentor.engine('onnx')) == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_last_head_of_a_cascade(segmentor, tmp_path):
+    cfg = segmentor.cfg
+    first = dict(cfg.model.auxiliary_head, in_index=3, in_channels=cfg.model.decode_head.in_channels)
+    last = dict(type='OCRHead', in_index=3, in_channels=first['in_channels'], channels=8, ocr_channels=8,
+                num_classes=len(CLASSES), norm_cfg=dict(type='BN'), align_corners=False,
+                loss_decode=dict(type='CrossEntropyLoss'))
+    cfg.model.update(type='CascadeEncoderDecoder', num_stages=2, auxiliary_head=None)
+    cfg.model.decode_head = [first, last]
+    torch.manual_seed(0)
+    model = randomise_norms(build_model(cfg)).eval()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'checkpoint.pth')
+    engine = export(cfg, tmp_path / 'checkpoint.pth', tmp_path / 'out', TARGETS['onnx'], progress=lambda step: None)
+    expected = evaluate(cfg, tmp_path / 'checkpoint.pth')
+    assert evaluate(cfg, engine.path) == pytest.approx(expected, rel=1e-3) and 0 < expected['mIoU'] < 100
+
+
 def test_one_channel_labels(segmentor):
     cfg = segmentor.cfg
     for head in ('decode_head', 'auxiliary_head'):
@@ -162,10 +178,11 @@ def test_one_channel_labels(segmentor):
     engine.meta['classes'] = None
     model = EngineModel(cfg, engine)
     model.run = lambda images: dict(labels=labels)
-    assert (model.logits(None, [])[:, 0].sigmoid() > 0.4).tolist() == (labels == 1).tolist()
+    images = torch.zeros(1, 3, 2, 2)
+    assert (model.logits(images, [])[:, 0].sigmoid() > 0.4).tolist() == (labels == 1).tolist()
     model.run = lambda images: dict(labels=labels + 1)
     with pytest.raises(UserError, match='has 3 classes, the config 2'):
-        model.logits(None, [])
+        model.logits(images, [])
 
 
 def test_the_test_tool_writes_masks_and_pictures(segmentor, tmp_path):
@@ -173,6 +190,28 @@ def test_the_test_tool_writes_masks_and_pictures(segmentor, tmp_path):
              tmp_path / 'masks', '--show-dir', tmp_path / 'pictures')
     assert metric(tmp_path / 'work') == pytest.approx(evaluate(segmentor.cfg, segmentor.checkpoint)['mIoU'], rel=1e-3)
     assert len(list((tmp_path / 'masks').glob('*.png'))) == len(list((tmp_path / 'pictures').rglob('*.png'))) == 3
+
+
+def test_a_config_without_a_test_set_writes_masks_of_its_validation_set(segmentor, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f"_base_ = ['{segmentor.path}']\ntest_dataloader = None\ntest_evaluator = None\n"
+                      'test_cfg = None\n')
+    run_tool('tools/test.py', config, segmentor.checkpoint, '--work-dir', tmp_path / 'work', '--out',
+             tmp_path / 'masks')
+    assert len(list((tmp_path / 'masks').glob('*.png'))) == 3
+    with pytest.raises(UserError, match='neither test_evaluator nor val_evaluator'):
+        evaluate(Config.fromfile(derived_config(tmp_path / 'none.py', 'val_evaluator = None', config)),
+                 segmentor.checkpoint)
+
+
+def test_an_annotation_that_is_missing(segmentor, tmp_path):
+    cfg = segmentor.cfg
+    shutil.copytree(cfg.test_dataloader.dataset.data_root, tmp_path / 'shapes')
+    cfg.test_dataloader.dataset.data_root = str(tmp_path / 'shapes')
+    gone = sorted((tmp_path / 'shapes/labels/val').iterdir())[1]
+    gone.unlink()
+    with pytest.raises(UserError, match=rf'every image and annotation .*{gone.name}.*Put it there'):
+        evaluate(cfg, segmentor.checkpoint)
 
 
 def test_the_test_tool_writes_boxes(retinanet, tmp_path):
@@ -238,7 +277,7 @@ def test_evaluating_uses_the_weights_it_is_given_and_the_validation_set(segmento
         cfg.pop(f'test_{part}')
     assert evaluate(cfg, segmentor.checkpoint) == expected
     cfg.pop('val_dataloader')
-    with pytest.raises(UserError, match=r'neither a test_dataloader nor a val_dataloader\. Add one'):
+    with pytest.raises(UserError, match=r'neither test_dataloader nor val_dataloader\. Add one'):
         evaluate(cfg, segmentor.checkpoint)
 
 
@@ -264,7 +303,9 @@ def test_engines_are_rows_of_a_benchmark(segmentor):
 
 def test_the_benchmark_tool_takes_engines(segmentor, tmp_path):
     result = run_tool('tools/benchmark.py', segmentor.engine('onnx'), '--shape', 96, 96, '--rounds', 2, '--json',
-                      tmp_path / 'figures.json', '--plot', tmp_path / 'picture.png')
+                      tmp_path / 'figures.json', '--plot', tmp_path / 'picture.png', '--report',
+                      tmp_path / 'report.html')
+    assert 'onnxruntime fp32' in (tmp_path / 'report.html').read_text()
     figures = json.loads((tmp_path / 'figures.json').read_text())
     assert 'onnxruntime' in figures['conditions'] and figures['rows'][0]['gflops'] is None
     assert f'| onnxruntime fp32, {segmentor.engine("onnx")} | forward |' in result.stdout

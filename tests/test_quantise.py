@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -264,6 +265,15 @@ def test_missing_data_is_said_before_the_work(run, tmp_path):
                       f'train_dataloader.dataset.data_root={tmp_path / "absent"}', check=False)
     assert_refused(result, 'images/train and labels/train are missing: put the dataset there')
     assert 'Fusing' not in result.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_training_image(run, cfg, tmp_path):
+    shutil.copytree(run / 'shapes', tmp_path / 'shapes')
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / 'shapes')
+    sorted((tmp_path / 'shapes/images/train').iterdir())[2].write_bytes(b'')
+    with pytest.raises(UserError, match=r'images of the training set, and number 2 cannot be read \(.*Check its files'):
+        export(cfg, run / 'checkpoint.pth', tmp_path / 'out', Target(**INT8), progress=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ['shapes']
 
 
 def test_a_config_without_training_data(cfg):

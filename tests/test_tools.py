@@ -264,10 +264,13 @@ def test_safetensors(ema_config, checkpoint, shapes, tmp_path):
 
 
 def test_demo(tmp_path):
+    (tmp_path / 'demo' / 'segmentor').mkdir(parents=True)
+    (tmp_path / 'demo' / 'thesis.txt').write_text('not of the demo')
     result = run_tool('tools/demo.py', '--out', tmp_path / 'demo', '--iters', 4)
     assert '| segmentor: mIoU' in result.stdout and '| detector: bbox mAP' in result.stdout
     assert {path.name for path in (tmp_path / 'demo').iterdir()} == {
-        'segmentor', 'detector', 'segmentor_predictions.png', 'detector_predictions.png', 'training.png', 'latency.png'}
+        'thesis.txt', 'segmentor', 'detector', 'segmentor_predictions.png', 'detector_predictions.png', 'training.png',
+        'latency.png'}
 
 
 def test_two_model_call_of_the_original_project(checkpoint, tmp_path):
