@@ -19,7 +19,8 @@ from torch import nn
 
 from repvgg_mm import RepVGG, whole_model_convert
 from repvgg_mm.benchmark import saved_bytes
-from repvgg_mm.block import RepVGGBlock, branch_by_branch
+from repvgg_mm.block import RepVGGBlock, branch_by_branch, named_blocks
+from repvgg_mm.branch_sum import centres
 from repvgg_mm.measure import cpu_name
 
 
@@ -52,7 +53,8 @@ def measure(arch: str, x: torch.Tensor, rounds: int) -> None:
         'evaluation': {
             'deploy form': partial(forward, deploy, x),
             'training form': partial(forward, evaluated, x),
-            'training form, branch by branch': apart(forward, evaluated, x)},
+            'training form, branch by branch': apart(forward, evaluated, x),
+            'fusing alone': partial(fuse, evaluated)},
         'norm_eval step': {
             'plain conv + bias': partial(step, bias_only, x),
             'training form': partial(step, frozen, x),
@@ -62,7 +64,8 @@ def measure(arch: str, x: torch.Tensor, rounds: int) -> None:
             'plain conv-BN-ReLU, channels_last': partial(step, plain_last, x_last),
             'training form': partial(step, ours, x),
             'training form, channels_last': partial(step, ours_last, x_last),
-            'training form, branch by branch': apart(step, ours, x)}}
+            'training form, branch by branch': apart(step, ours, x),
+            'products with 1x1 kernels alone': products_1x1(ours, x_last)}}
     trained = {'plain conv-BN-ReLU': plain, 'training form': ours}
     for name, model in peers(arch):
         trained[name] = copy.deepcopy(model)
@@ -99,6 +102,36 @@ def forward(model: nn.Module, x: torch.Tensor) -> None:
 def step(model: nn.Module, x: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
     sum(out.mean() for out in model(x)).backward()
+
+
+def fuse(model: nn.Module) -> None:
+    """The least that evaluating a training form costs above the deploy form."""
+    with torch.no_grad():
+        for _, block in named_blocks(model):
+            block.fuse()
+
+
+def products_1x1(model: nn.Module, x: torch.Tensor) -> Callable:
+    """The least that a step costs above a plain net's if no output of a 1x1 branch is kept: four products a block.
+
+    Forward, the same again in the backward pass, and the gradients of input and kernel, in channels_last.
+    """
+    inputs = []
+    hooks = [block.register_forward_pre_hook(lambda block, args: inputs.append((block.branch_1x1.conv, args[0])))
+             for _, block in named_blocks(model)]
+    forward(model, x)
+    for hook in hooks:
+        hook.remove()
+    shapes = [(centres(x, conv.stride).contiguous(memory_format=torch.channels_last), conv.weight.detach(), conv.groups)
+              for conv, x in inputs]
+
+    def call() -> None:
+        for x, weight, groups in shapes:
+            u = torch.conv2d(x, weight, groups=groups)
+            torch.conv2d(x, weight, groups=groups)
+            torch.ops.aten.convolution_backward(
+                u, x, weight, None, (1, 1), (0, 0), (1, 1), False, [0, 0], groups, [True, True, False])
+    return call
 
 
 def apart(call: Callable, model: nn.Module, x: torch.Tensor) -> Callable:
