@@ -51,7 +51,7 @@ def training_set(cfg: Config) -> BaseDataset:
         raise UserError('Quantising takes images of the train_dataloader through the pipeline of the val_dataloader, '
                         f'and this config lacks {"the first" if tested else "the second"}. Add it.')
     check_dataset(cfg, 'train')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     part = copy.deepcopy(_innermost(cfg.train_dataloader.dataset))
     for piece in config_dicts(part):
         if 'pipeline' in piece:

@@ -106,6 +106,8 @@ def load_config(args: argparse.Namespace) -> Config:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         cfg.launcher = args.launcher
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+        if Path(cfg.work_dir).is_file():
+            raise UserError(f'--work-dir is a folder, and {cfg.work_dir} is a file. Choose another name.')
     return cfg
 
 
@@ -117,7 +119,8 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'A config is a Python file, and {path} is missing. Those of this project are in configs/.')
+        raise UserError(f'A config is a Python file, and {path} is {"a folder" if path.is_dir() else "missing"}. Those '
+                        'of this project are in configs/.')
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program of the user's
@@ -137,7 +140,7 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
 
 def import_toolbox(cfg: Config) -> None:
     """Import the toolbox of a config's default_scope, or raise UserError with the command that installs it."""
-    scope = cfg.get('default_scope', 'mmengine')
+    scope = cfg.get('default_scope') or 'mmengine'
     try:
         importlib.import_module(scope)
         if scope != 'mmengine':

@@ -43,6 +43,10 @@ def whole_model_convert(
         UserError: there is no RepVGG block, a block cannot be fused, two targets are given, or
             `deploy_model` does not fit. No model is then changed and nothing is written.
     """
+    for model in (train_model, *([] if deploy_model is None else [deploy_model])):
+        if not isinstance(model, nn.Module):
+            raise UserError(f'A model is converted, and {model!r} is a {type(model).__name__}. Load a file into its '
+                            'model first, or use tools/convert_whole.py; a file to write goes into save_path.')
     if inplace and deploy_model is not None:
         raise UserError('The deploy form goes into train_model (inplace=True) or into deploy_model, and both '
                         'were given. Leave one of them out.')

@@ -28,6 +28,7 @@ from .weights import load_strictly, state_dict_of
 
 TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
 DEFAULT_SHAPE = (512, 512)
+WEIGHT_SUFFIXES = ('.pth', '.safetensors')
 
 
 @dataclass
@@ -80,6 +81,7 @@ def convert_checkpoint(
         deploy_cfg.model = dict(type='repvgg_mm.deploy_form', model=deploy_cfg.model)
 
     height, width = shape or shape_of_config(cfg)
+    check_size((height, width))
     inputs = torch.randn(1, in_channels(trained), height, width, generator=torch.Generator().manual_seed(0))
     errors = compare(trained, deploy, inputs)
     worst = max(errors, key=errors.get)
@@ -182,6 +184,9 @@ def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth', stem
         with atomic_path(folder / f'{stem}.py') as config:
             config.write_text(conversion.config.pretty_text)
             write_checkpoint(path, dict(meta=conversion.meta, state_dict=conversion.deploy.state_dict()))
+        for other in folder.glob(f'{stem}.*'):
+            if other.suffix in WEIGHT_SUFFIXES and other != path:
+                other.unlink()  # of an earlier conversion
         return path
     except BaseException:
         if not existed and folder.exists() and not any(folder.iterdir()):
@@ -196,6 +201,13 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and any(folder.iterdir()) and not overwrite:
         raise UserError(f'--out is a new or empty folder, and {folder} holds {len(list(folder.iterdir()))} files. '
                         'Choose another, or add --overwrite.')
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Raise UserError if no image has this height and width."""
+    if min(shape) < 1:
+        raise UserError(f'An image has a pixel or more on each side, got --shape {" ".join(map(str, shape))}. '
+                        'Choose another --shape H W.')
 
 
 def arch_of_config(cfg: Config) -> object:

@@ -64,8 +64,9 @@ class Engine:
         fits = images.dtype == wanted['dtype'] and images.ndim == len(wanted['shape']) and all(
             size in (None, got) for size, got in zip(wanted['shape'], images.shape)) and images.size
         if not fits:
+            others = ['--shape H W', '--dynamic', *(['--preprocess'] if wanted['layout'] == 'NCHW' else [])]
             raise UserError(f'{self.path} takes {describe(wanted)}, got {images.dtype} of {images.shape}. '
-                            'Feed it such images, or export with --shape H W, --dynamic or --preprocess.')
+                            f'Feed it such images, or export with {" or ".join(others)}.')
         return dict(zip(self.meta['outputs'], self._run(images)))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from .checkpoint import atomic_folder, read_checkpoint, sha256_of
@@ -22,6 +23,7 @@ from .compare import relative_error
 from .deploy import (
     arch_of_config,
     check_output_folder,
+    check_size,
     convert_checkpoint,
     dataset_meta_of,
     in_channels,
@@ -37,7 +39,7 @@ from .networks import Preprocess, Preprocessing, decode_head_of, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
 from .quantise import quantise_engine
-from .runner import build_model, check_dataset, deploy_config
+from .runner import build_model, check_dataset, deploy_config, validation_set
 from .weights import load_strictly, state_dict_of
 
 ENGINES = ('onnx', 'openvino')
@@ -83,9 +85,8 @@ class Target:
                             f'{self.calib_images} leaves none. Choose 1 or more.')
         if not math.isfinite(self.max_drop):
             raise UserError(f'--max-drop is a number of points, such as 0.3, got {self.max_drop}. Choose one.')
-        if self.shape is not None and min(self.shape) < 1:
-            raise UserError(f'An image has a pixel or more on each side, got --shape {" ".join(map(str, self.shape))}. '
-                            'Choose another --shape H W.')
+        if self.shape is not None:
+            check_size(self.shape)
 
 
 @dataclass
@@ -162,7 +163,7 @@ def prepare(
     if target.preprocess and in_channels(model) != 3:
         raise UserError(f'--preprocess is for images of 3 channels, and this model takes {in_channels(model)}. '
                         'Export it without, and normalise outside.')
-    height, width = target.shape or shape_of_config(cfg)
+    height, width = target.shape or shape_of_tests(cfg, model, target.preprocess)
 
     def network(model: nn.Module, argmax: bool) -> nn.Module:
         return network_of(model, Preprocess(preprocessing) if target.preprocess else None, argmax)
@@ -188,6 +189,22 @@ def prepare(
     meta['graph'] = check_graph(graph, exported, count_convolutions(exported, example))
     tidy(graph)
     return Prepared(graph, reference, inputs, meta)
+
+
+def shape_of_tests(cfg: Config, model: nn.Module, preprocess: bool) -> tuple[int, int]:
+    """Height and width of what an engine is given in a test, before or after preprocessing.
+
+    The window of slide inference, else that of the first validation image, else `shape_of_config`.
+    """
+    settings = cfg.model.get('test_cfg') or {}
+    if settings.get('mode') == 'slide':
+        return tuple(settings['crop_size'])
+    try:
+        sample = validation_set(cfg)[0]
+    except Exception:  # no data, or damaged: an engine needs none
+        return shape_of_config(cfg)
+    images = sample['inputs'][None] if preprocess else model.data_preprocessor(pseudo_collate([sample]))['inputs']
+    return tuple(images.shape[2:])
 
 
 def load_deploy(

@@ -38,21 +38,27 @@ def find_sources(patterns: Iterable[str | PathLike], out: Path | None = None) ->
     """Every image and video that files, folders and glob patterns name, each once, in their order.
 
     Targets keep the folders below the deepest one that all `patterns` have in common; where two files
-    differ in their suffix only, the suffix becomes part of the name. What lies in `out` is no source.
+    differ in their suffix only, the suffix becomes part of the name. What lies in `out` is no source,
+    unless it is named itself.
 
     Raises:
         UserError: a pattern names nothing.
     """
     found, roots = {}, []
     for pattern in patterns:
-        root, paths = _matches(Path(os.path.abspath(Path(pattern).expanduser())))
-        paths = [path for path in paths if out is None or not path.is_relative_to(os.path.abspath(out))]
+        named = Path(os.path.abspath(Path(pattern).expanduser()))
+        root, paths = _matches(named)
         if not paths:
             raise UserError(f'Pictures are drawn of image or video files, folders of them or quoted patterns such as '
                             f"'photos/*.jpg', and {pattern} names none. Check the path; known names end in "
                             f'{", ".join(IMAGES + VIDEOS)}.')
+        outside = [path for path in paths
+                   if path == named or out is None or not path.is_relative_to(os.path.abspath(out))]
+        if not outside:
+            raise UserError(f'What lies in the folder for pictures is taken for pictures of before, and all '
+                            f'{len(paths)} files of {pattern} lie in {out}. Choose another --out.')
         roots.append(root)
-        found |= dict.fromkeys(paths)
+        found |= dict.fromkeys(outside)
     if not found:
         raise UserError('Pictures are drawn of one image or more, got none. Name files, folders or patterns.')
     base = os.path.commonpath(roots)

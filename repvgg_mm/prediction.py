@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from .drawing import Painter
 from .errors import UnusableFile, UserError
 from .media import Source, check_targets, find_sources, open_video, write_picture, write_video
 from .predictor import Predictor, predictor
+
+KINDS = (str, PathLike, np.ndarray)  # of images
 
 
 def predict(
@@ -52,7 +55,7 @@ def predict(
     Raises:
         UserError: config, checkpoint, an image or `out` is not usable.
     """
-    out = None if out is None else Path(out)
+    out = None if out is None else Path(out).expanduser()
     sources = _sources(images, out)
     if out is not None:
         check_targets(out, [source.target for _, source in sources], overwrite)
@@ -93,7 +96,7 @@ def predict_files(
     Raises:
         UserError: nothing could be done; or, at the end, some files were left out.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     sources = find_sources(patterns, out)
     check_targets(out, [source.target for source in sources], overwrite)
     model = _predictor(config, checkpoint, device, trust)
@@ -128,8 +131,11 @@ def _predictor(config: str | PathLike | Config, checkpoint: str | PathLike, devi
 
 def _sources(images: object, out: Path | None) -> list[tuple[np.ndarray | None, Source]]:
     """Arrays; or None for files, which are read when their turn comes."""
-    if isinstance(images, (str, PathLike, np.ndarray)):
-        images = [images]
+    images = [images] if isinstance(images, KINDS) or not isinstance(images, Iterable) else list(images)
+    strange = [item for item in images if not isinstance(item, KINDS)]
+    if strange:
+        raise UserError(f'Images are files or BGR arrays (H, W, 3) of uint8, got {type(strange[0]).__name__}. Convert '
+                        'it, for example with np.asarray(image)[..., ::-1] if it is RGB.')
     arrays = [item for item in images if isinstance(item, np.ndarray)]
     if arrays:
         if len(arrays) != len(images):
@@ -137,6 +143,9 @@ def _sources(images: object, out: Path | None) -> list[tuple[np.ndarray | None, 
                             'Read the files with cv2.imread, or predict twice.')
         names = [f'image_{number}' for number in range(len(arrays))]
         return [(array, Source(Path(name), Path(f'{name}.png'))) for array, name in zip(arrays, names)]
+    twice = [item for item, count in Counter(map(str, images)).items() if count > 1]
+    if twice:
+        raise UserError(f'Each image is predicted once, and {twice[0]} was named more than once. Name it once.')
     sources = find_sources(images, out)
     videos = [source.path for source in sources if source.is_video]
     if videos:

@@ -48,10 +48,11 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, image: np.ndarray, name: str | PathLike) -> BaseDataElement:
         """Raises UnusableFile, which calls the image `name`, if it is no such array or the model cannot take it."""
-        if not (isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3 and image.size):
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+                and image.size):
             got = f'{image.dtype} of {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__
-            raise UnusableFile(f'An image is a BGR array (H, W, 3), and {name} is {got}. Convert it, for example with '
-                               'cv2.cvtColor.')
+            raise UnusableFile(f'An image is a BGR array (H, W, 3) of uint8, and {name} is {got}. Convert it, for '
+                               'example with cv2.cvtColor or .astype.')
         height, width = image.shape[:2]
         try:
             data = self.prepare(dict(img=image, img_path=str(name), img_id=0, img_shape=(height, width),
@@ -79,7 +80,7 @@ def predictor(
     Raises:
         UserError: the config has no test pipeline, the weights do not fit, or there is no such device.
     """
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     load, prepare = _pipeline(cfg)
     if is_engine(weights):
         test_step, meta = _engine(cfg, weights, device)

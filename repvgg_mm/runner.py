@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import init_dist, is_distributed
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 
 from .backbone import RepVGG
 from .checkpoint import atomic_path, read_checkpoint
-from .errors import UserError
+from .errors import UserError, first_line
 from .hooks import IgnoreSavedConfigHook, SeedEachStepHook
 
 SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
@@ -25,9 +26,14 @@ REPVGG_TYPES = ('RepVGG', 'repvgg_mm.RepVGG', 'repvgg_mm.backbone.RepVGG', RepVG
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, as a Runner builds it, without its data and without its initial weights."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    return MODELS.build(cfg.model)
+    """The model of a config, as a Runner builds it, without its data and without its initial weights.
+
+    Raises:
+        UserError: the config names a part or an option that there is not.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    with _explained():
+        return MODELS.build(cfg.model)
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
@@ -40,14 +46,15 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 
     Raises:
         UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
-            says it is.
+            says it is, or the config names a part or an option that there is not.
     """
     for split in splits:
         check_dataset(cfg, split)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _init_dist_on_cpu(cfg)
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-    runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    with _explained():
+        runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     if 'train' in splits:
         runner.register_hook(SeedEachStepHook())
         runner.register_hook(IgnoreSavedConfigHook())
@@ -150,6 +157,27 @@ def usable_device(name: str | None) -> torch.device:
                         f'({str(error).splitlines()[0][:120]}). Use --device cpu.') from None
 
 
+def validation_set(cfg: Config) -> object:
+    """The data set of `val_dataloader`.
+
+    Raises:
+        UserError: the config has none, its files are not there, or it cannot be built.
+    """
+    if not (cfg.get('val_dataloader') or {}).get('dataset'):
+        raise UserError('Images come from val_dataloader, and this config has none. Add it to the config.')
+    check_dataset(cfg, 'val')
+    try:
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+        if not len(dataset):
+            raise UserError('Images come from val_dataloader, and its data set has none. Put the data there.')
+        return dataset
+    except UserError:
+        raise
+    except Exception as error:  # a data set is a program, and what a damaged one raises is up to it
+        raise UserError(f'The validation set of the config cannot be read ({first_line(error)}). Check '
+                        'val_dataloader.dataset and its files.') from None
+
+
 def replace_sync_bn(cfg: Config) -> None:
     """Turn every norm of type SyncBN in the config into BN, which has the same weights."""
     for part in config_dicts(cfg._cfg_dict):
@@ -197,6 +225,16 @@ def config_dicts(part: object) -> Iterator[ConfigDict]:
     elif isinstance(part, (list, tuple)):
         for value in part:
             yield from config_dicts(value)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a registry raises for a wrong name or option, as a UserError."""
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        raise UserError('A config describes parts and options that its toolbox has, and this one does not '
+                        f'({first_line(error)}). Compare it with a file in configs/.') from error
 
 
 def _init_dist_on_cpu(cfg: Config) -> None:

@@ -7,11 +7,14 @@ that varies from shape to shape and under the noise of the image.
 from __future__ import annotations
 
 import json
+import tempfile
 from os import PathLike
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from .errors import UserError
 
 CLASSES = ('background', 'disk', 'ring', 'square', 'triangle', 'cross')
 COLOURS = ((128, 128, 128), (60, 30, 220), (40, 220, 220), (220, 110, 20), (60, 190, 50), (200, 50, 190))  # BGR
@@ -24,9 +27,12 @@ def make_shapes(
 
     Images and masks are (size, size); a mask holds the index in `CLASSES`. The annotations are in
     COCO format, boxes x, y, width, height in pixels around each shape's visible part, category ids as
-    in `CLASSES`. The same arguments write the same files.
+    in `CLASSES`. The same arguments write the same files; those of an earlier call with more images go.
+
+    Raises:
+        UserError: there is less than one image of a pixel, or the files cannot be written.
     """
-    root = Path(root)
+    root = _checked(root, num_train, num_val, size, seed)
     rng = np.random.default_rng(seed)
     for split, count in (('train', num_train), ('val', num_val)):
         for folder in ('images', 'labels'):
@@ -42,6 +48,9 @@ def make_shapes(
         coco = dict(
             images=images, annotations=annotations,
             categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES) if i > 0])
+        for file in root.glob(f'*/{split}/*'):
+            if file.stem.isdigit() and int(file.stem) >= count:
+                file.unlink()
         (root / 'annotations').mkdir(exist_ok=True)
         (root / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
     return root
@@ -52,9 +61,12 @@ def make_shape_folders(
 ) -> Path:
     """Write `{train,val}/CLASS/*.jpg` as ImageNet has it: `num_train` and `num_val` images a class, one shape in each.
 
-    Images are (size, size). The same arguments write the same files.
+    Images are (size, size). The same arguments write the same files; those of an earlier call with more images go.
+
+    Raises:
+        UserError: there is less than one image of a pixel, or the files cannot be written.
     """
-    root = Path(root)
+    root = _checked(root, num_train, num_val, size, seed)
     rng = np.random.default_rng(seed)
     for split, count in (('train', num_train), ('val', num_val)):
         for label, name in enumerate(CLASSES[1:], 1):
@@ -64,7 +76,22 @@ def make_shape_folders(
                 image = _background(rng, size)
                 _draw(rng, image, label)
                 cv2.imwrite(str(folder / f'{name}_{number:04d}.jpg'), image.clip(0, 255).astype(np.uint8))
+            for file in folder.glob(f'{name}_*.jpg'):
+                if int(file.stem.split('_')[1]) >= count:
+                    file.unlink()
     return root
+
+
+def _checked(root: str | PathLike, num_train: int, num_val: int, size: int, seed: int) -> Path:
+    if min(num_train, num_val, size) < 1 or seed < 0:
+        raise UserError(f'Shapes are drawn on 1 or more images of 1 or more pixels, got {num_train} and {num_val} '
+                        f'images of {size} pixels and seed {seed}. Choose larger numbers.')
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise UserError(f'{root} could not be written ({error}). Choose a folder that you can write to.') from None
+    return Path(root)
 
 
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,13 +16,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from .block import branch_by_branch
 from .errors import UserError, first_line
-from .runner import check_dataset, config_dicts
+from .runner import config_dicts, validation_set
 
 SCORE = 0.5          # boxes below are not drawn
 SHIFT = 1.0          # pixels by which two boxes may differ and count as the same
@@ -75,27 +75,6 @@ def draw_boxes(axis: Axes, image: np.ndarray, sample: BaseDataElement, kind: str
         if kind == 'pred':
             axis.text(max(x1, 0), max(y1, 0), f'{100 * instances.scores[i]:.0f}', fontsize=7, color='white', va='top',
                       bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
-
-
-def validation_set(cfg: Config) -> object:
-    """The data set of `val_dataloader`.
-
-    Raises:
-        UserError: the config has none, its files are not there, or it cannot be built.
-    """
-    if not (cfg.get('val_dataloader') or {}).get('dataset'):
-        raise UserError('Images come from val_dataloader, and this config has none. Add it to the config.')
-    check_dataset(cfg, 'val')
-    try:
-        dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        if not len(dataset):
-            raise UserError('Images come from val_dataloader, and its data set has none. Put the data there.')
-        return dataset
-    except UserError:
-        raise
-    except Exception as error:  # a data set is a program, and what a damaged one raises is up to it
-        raise UserError(f'The validation set of the config cannot be read ({first_line(error)}). Check '
-                        'val_dataloader.dataset and its files.') from None
 
 
 @torch.no_grad()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import TRANSFORMS
 from mmengine.structures import PixelData
 from tool_runs import ROOT
 from torch import nn
@@ -116,6 +119,25 @@ def test_weights_are_named_where_the_recipe_finetunes():
         else:
             assert init_cfg.checkpoint.startswith('https://') and init_cfg.prefix == 'backbone.'
             assert f'/repvgg-{backbone.arch}_' in init_cfg.checkpoint
+
+
+@pytest.mark.parametrize('name', ['pspnet_repvgg_a0_camvid.py', 'pspnet_repvgg_a2_ade20k.py', 'pspnet_repvgg_b2.py'])
+def test_views_of_test_time_augmentation_lie_around_the_tested_size(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    image = np.zeros((1024, 2048, 3) if 'b2' in name else (360, 480, 3), np.uint8)
+
+    def widths(transforms: list) -> list[int]:
+        sizes = []
+        for resizes in itertools.product(*(step for step in transforms if step[0].type == 'Resize')):
+            results = dict(img=image, img_shape=image.shape[:2])
+            for resize in resizes:
+                results = TRANSFORMS.build(dict(resize, type='mmseg.Resize'))(results)
+            sizes.append(results['img'].shape[1])
+        return sizes
+
+    tested, = widths([[step] for step in cfg.test_dataloader.dataset.pipeline])
+    assert widths(cfg.tta_pipeline[1].transforms) == pytest.approx(
+        [tested * factor for factor in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)], abs=1)
 
 
 def test_every_base_is_used():

@@ -278,3 +278,9 @@ def test_converted_models_train_on_what_trained(trains):
 def test_half_precision_model_keeps_its_dtype():
     model = pspnet().bfloat16()
     assert {parameter.dtype for parameter in whole_model_convert(model).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize('arguments', [('model.pth',), (pspnet(), 'deploy.pth'), (None,)])
+def test_a_file_is_no_model(arguments):
+    with pytest.raises(UserError, match=r'A model is converted, and .* is a .*Load a file into its model first'):
+        whole_model_convert(*arguments)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import TINY, pspnet_config, randomise_norms, retinanet_config
 from mmengine.config import Config
+from PIL import Image
 from test_media import frames_of, moving_square
 from tool_runs import run_tool
 
@@ -135,7 +136,7 @@ def test_an_engine_predicts_as_its_checkpoint_does(kind, trained, images, tmp_pa
     with pytest.raises(UserError, match=r'Engines run on the CPU, and --device cuda was asked for\. Leave it out'):
         repvgg_mm.predict(config, exported.path, paths, device='cuda')
     wide = np.full((64, 200, 3), 128, np.uint8)
-    with pytest.raises(UserError, match=r'image_0: .*engine\.onnx takes .* or export with --shape H W, --dynamic'):
+    with pytest.raises(UserError, match=r'image_0: .*engine\.onnx takes .* or export with --shape H W or --dynamic'):
         repvgg_mm.predict(config, exported.path, wide)
 
 
@@ -223,6 +224,12 @@ def changed(cfg: Config, **changes) -> Config:
     ("'gone/*.jpg' names none|gone/.*.jpg names none", dict(images='gone/*.jpg')),
     ('got none', dict(images=[])),
     ('image_0 is float64 of \\(8, 8\\)', dict(images=np.zeros((8, 8)))),
+    ('image_0 is float32 of \\(8, 8, 3\\)', dict(images=np.zeros((8, 8, 3), np.float32))),
+    ('got Image', dict(images=Image.new('RGB', (8, 8)))),
+    ('got NoneType', dict(images=None)),
+    ('got Tensor', dict(images=[torch.zeros(3, 8, 8)])),
+    ('clip.mp4 was named more than once', dict(images=['clip.mp4', Path('clip.mp4')])),
+    (r'has no|does not .*unexpected keyword', dict(config=lambda cfg: changed(cfg, **{'model.backbone.nonsense': 3}))),
     ('1 of 2 are arrays', dict(images=[np.zeros((8, 8, 3), np.uint8), 'gone.jpg'])),
     ('is a video', dict(images='clip.mp4')),
     ('cuda:99 is not', dict(device='cuda:99')),
@@ -242,6 +249,11 @@ def test_mistakes(message, mistake, trained, images, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         repvgg_mm.predict(**arguments)
     assert [path.name for path in tmp_path.iterdir()] == ['clip.mp4']
+
+
+def test_an_iterator_of_files(trained, images):
+    config, checkpoint, *_ = trained('pspnet')
+    assert len(repvgg_mm.predict(config, checkpoint, (images / 'val').glob('*.jpg'), device='cpu')) == 2
 
 
 def test_a_size_that_the_model_cannot_take(trained):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tool_runs import CONFIG, ROOT, derived_config, iterations, metric, run_tool
 
 from repvgg_mm import compare_models, load_strictly, read_checkpoint, whole_model_convert
 from repvgg_mm.runner import build_model
-from repvgg_mm.shapes import make_shapes
+from repvgg_mm.shapes import make_shape_folders, make_shapes
 
 pytestmark = pytest.mark.stack
 
@@ -149,6 +150,8 @@ def test_output_folder_is_only_overwritten_on_request(checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']
     assert convert(checkpoint, tmp_path, '--overwrite').returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ['deploy.pth', 'deploy.py', 'mine.txt']
+    assert convert(checkpoint, tmp_path, '--overwrite', '--format', 'safetensors').returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['deploy.py', 'deploy.safetensors', 'mine.txt']
 
 
 def damaged(kind: str, checkpoint: Path, converted: Path, folder: Path) -> Path:
@@ -214,6 +217,47 @@ def test_full_disk_leaves_nothing(checkpoint, tmp_path):
     assert not (tmp_path / 'deploy').exists()
 
 
+@pytest.mark.parametrize(('options', 'expected'), [
+    (['--cfg-options', 'model.backbone.nonsense=3'], 'Compare it with a file in configs/'),
+    (['--shape', '-5', '20'], 'An image has a pixel or more on each side, got --shape -5 20')])
+def test_options_that_nothing_has(options, expected, checkpoint, tmp_path):
+    out = tmp_path / 'deploy'
+    result = run_tool('tools/convert_whole.py', CONFIG, checkpoint, '--out', out, *options, check=False)
+    assert_refused(result, expected)
+    assert not out.exists()
+
+
+def test_the_next_command_can_be_pasted(checkpoint, tmp_path):
+    out = tmp_path / 'a folder'
+    said = convert(checkpoint, out).stdout
+    command = shlex.split(said.split('Next:\n')[1].splitlines()[0])
+    assert command == ['python', 'tools/test.py', str(out / 'deploy.py'), str(out / 'deploy.pth')]
+
+
+@pytest.mark.parametrize(('arguments', 'expected'), [
+    (['--size', 0], '1 or more pixels'), (['--seed', -1], 'seed -1'), (['--train', 0], 'got 0 and 80 images'),
+    (['--classification', '--val', -2], 'got 200 and -2 images')])
+def test_shapes_that_cannot_be_made(arguments, expected, tmp_path):
+    assert_refused(run_tool('tools/make_shapes.py', tmp_path / 'new', *arguments, check=False), expected)
+    assert_refused(run_tool('tools/make_shapes.py', '/proc/x', check=False), '/proc/x could not be written')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_of_a_larger_call_go(tmp_path):
+    small, again = tmp_path / 'small', tmp_path / 'again'
+    make_shapes(again, num_train=4, num_val=3, size=32, seed=1)
+    (again / 'images/train/mine.jpg').write_text('not generated')
+    for root in (small, again):
+        make_shapes(root, num_train=2, num_val=1, size=48)
+    (again / 'images/train/mine.jpg').unlink()
+    first, second = ({str(path.relative_to(root)): path.read_bytes() for path in root.rglob('*.*')}
+                     for root in (small, again))
+    assert first == second and len(first) == 8
+    make_shape_folders(tmp_path / 'folders', num_train=3, num_val=2, size=32)
+    make_shape_folders(tmp_path / 'folders', num_train=1, num_val=1, size=32)
+    assert len([*(tmp_path / 'folders').rglob('*.jpg')]) == 10
+
+
 def test_unknown_arch(checkpoint, tmp_path):
     result = convert(checkpoint, tmp_path / 'deploy', '--cfg-options', 'model.backbone.arch=B9')
     assert_refused(result, 'arch must be one of A0, A1', "'B9'")
@@ -230,6 +274,7 @@ def test_absent_dataset(config, folder, tmp_path):
 
 def test_absent_config_and_base_config(tmp_path):
     assert_refused(run_tool('tools/train.py', 'configs/pspnet.py', check=False), 'configs/pspnet.py is missing')
+    assert_refused(run_tool('tools/train.py', 'configs', check=False), 'configs is a folder')
     base = 'configs/_base_/datasets/shapes.py'
     assert_refused(run_tool('tools/train.py', base, check=False), 'A config describes a model')
 

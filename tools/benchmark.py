@@ -17,6 +17,7 @@ from repvgg_mm.benchmark import (
     write_json,
 )
 from repvgg_mm.cli import add_report, check_output_file, run_tool
+from repvgg_mm.deploy import check_size
 from repvgg_mm.engine import is_engine
 from repvgg_mm.errors import UserError
 from repvgg_mm.page import write_page
@@ -46,6 +47,7 @@ def main() -> None:
     check_output_file('--plot', args.plot, '.png', '.svg', '.pdf')
     check_output_file('--report', args.report, '.html', '.htm')
     configs = [path for path in args.configs if not is_engine(path)]
+    check_size(args.shape)
     if args.rounds < 2 or args.batch < 1:
         raise UserError(f'A median needs two rounds or more of one image or more, got --rounds {args.rounds} and '
                         f'--batch {args.batch}. Raise them.')

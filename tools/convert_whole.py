@@ -1,5 +1,6 @@
 """Convert a trained segmentor or detector: python tools/convert_whole.py CONFIG CHECKPOINT --out DIR"""
 
+import shlex
 from pathlib import Path
 
 from repvgg_mm.cli import add_checkpoint, add_report, check_output_file, load_config, parser_with_config, run_tool
@@ -25,7 +26,9 @@ def main() -> None:
     costs = measure(conversion)
     print(report(conversion, costs))
     weights = write_deploy(conversion, out, args.format)
-    print(f'Wrote {weights} and {out / "deploy.py"}. Next:\n  python tools/test.py {out / "deploy.py"} {weights}')
+    config = out / 'deploy.py'
+    command = shlex.join(['python', 'tools/test.py', str(config), str(weights)])
+    print(f'Wrote {weights} and {config}. Next:\n  {command}')
     if args.report:
         from repvgg_mm.report import conversion_page
         write_page(args.report, conversion_page(conversion, costs, cfg, Path(args.config).name))

@@ -21,7 +21,7 @@ def main() -> None:
                         help='bf16 (OpenVINO): weights stay float32, a CPU that has bfloat16 computes in it; '
                              'int8 (OpenVINO): quantised on training images, judged on the validation set')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'),
-                        help='size of the images; from the config by default')
+                        help='size of the images; by default that of the first validation image as a test feeds it')
     parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
     parser.add_argument('--argmax', action='store_true', help='a segmentor ends at its label map')
     parser.add_argument('--preprocess', action='store_true',

@@ -2,9 +2,11 @@
 
 import argparse
 
+from repvgg_mm.cli import run_tool
 from repvgg_mm.shapes import make_shape_folders, make_shapes
 
-if __name__ == '__main__':
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('root', help='folder to write to')
     parser.add_argument('--classification', action='store_true',
@@ -17,3 +19,7 @@ if __name__ == '__main__':
     options = dict(num_train=args.train, num_val=args.val, size=args.size, seed=args.seed)
     make = make_shape_folders if args.classification else make_shapes
     print(make(args.root, **{name: value for name, value in options.items() if value is not None}))
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -20,6 +20,8 @@ test_pipeline = [
     # after Resize: the ground truth keeps its own size, predictions are scaled up to it
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')]
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms.insert(0, [dict(type='Resize', scale=(240, 180), keep_ratio=True)])
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,

@@ -16,3 +16,5 @@ test_pipeline = [
     # after Resize: the ground truth keeps its own size
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')]
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms.insert(0, [dict(type='Resize', scale=(2048, 512), keep_ratio=True)])
