@@ -164,6 +164,8 @@ def prepare(
         raise UserError(f'--preprocess is for images of 3 channels, and this model takes {in_channels(model)}. '
                         'Export it without, and normalise outside.')
     height, width = target.shape or shape_of_tests(cfg, model, target.preprocess)
+    if not target.shape and not target.dynamic:
+        progress(f'For images of {height}x{width}; --shape H W for others')
 
     def network(model: nn.Module, argmax: bool) -> nn.Module:
         return network_of(model, Preprocess(preprocessing) if target.preprocess else None, argmax)

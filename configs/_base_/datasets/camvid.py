@@ -21,7 +21,8 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs')]
 tta_pipeline = _base_.tta_pipeline
-tta_pipeline[1].transforms.insert(0, [dict(type='Resize', scale=(240, 180), keep_ratio=True)])
+tta_pipeline[1].transforms[0] = [  # of sizes that training shows too
+    dict(type='Resize', scale=scale, keep_ratio=True) for scale in ((192, 144), (240, 180), (300, 225))]
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,
