@@ -20,8 +20,8 @@ from repvgg_mm.engine import Engine, is_engine
 from repvgg_mm.engine_model import evaluate
 from repvgg_mm.export import PRECISIONS, Target, export, load_deploy
 from repvgg_mm.measure import Latency, cpu_name, interleaved_latency
+from repvgg_mm.model_config import build_model, deploy_config
 from repvgg_mm.networks import network_of
-from repvgg_mm.runner import build_model, deploy_config
 from repvgg_mm.weights import load_strictly
 
 METRICS = ('mIoU', 'coco/bbox_mAP')

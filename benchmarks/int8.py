@@ -29,9 +29,9 @@ from repvgg_mm.equalise import equalise
 from repvgg_mm.export import PROPERTIES, Target, prepare, write_engine
 from repvgg_mm.layer_noise import convolutions_of, measure_layers, signal_to_noise
 from repvgg_mm.measure import cpu_name, interleaved_latency
+from repvgg_mm.model_config import build_model
 from repvgg_mm.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
 from repvgg_mm.raw_outputs import raw_outputs
-from repvgg_mm.runner import build_model
 from repvgg_mm.weights import load_strictly
 
 PRESETS = nncf.QuantizationPreset

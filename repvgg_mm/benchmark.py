@@ -21,8 +21,8 @@ from .convert import fusible_or_fused, has_branches, whole_model_convert
 from .engine import SUFFIXES, Engine, optional
 from .errors import UserError
 from .measure import Latency, LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
+from .model_config import build_model, config_dicts, replace_sync_bn
 from .raw_outputs import raw_outputs
-from .runner import build_model, config_dicts, replace_sync_bn
 
 WORK = ('forward', 'norm_eval step', 'training step')
 

@@ -244,6 +244,7 @@ def check_blocks(model: nn.Module) -> None:
 
 
 def named_blocks(model: nn.Module) -> Iterator[tuple[str, RepVGGBlock]]:
+    """Every RepVGGBlock in `model`, itself included, with its name as `named_modules` gives it."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, RepVGGBlock))
 
 
@@ -262,6 +263,7 @@ def branch_by_branch(model: nn.Module) -> Iterator[None]:
 
 
 def scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
+    """`scale_shift_of_norm` of a BatchNorm, computed in `dtype`."""
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     return scale_shift_of_norm(*(None if t is None else t.to(dtype) for t in tensors), norm.eps)
 
@@ -277,6 +279,7 @@ def _trains(norm: _BatchNorm) -> bool:
 
 
 def check_norm(name: str, norm: nn.Module) -> None:
+    """Raise UserError, naming the layer, if `norm` is no BatchNorm with usable running statistics."""
     if not isinstance(norm, _BatchNorm):
         raise UserError(
             f'A RepVGG block fuses only if each branch ends in a BatchNorm, but {name} is {type(norm).__name__}. '

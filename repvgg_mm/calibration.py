@@ -10,10 +10,11 @@ from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.utils import track_iter_progress
 
+from .data_config import check_dataset
 from .engine import Engine
 from .engine_model import EngineModel
 from .errors import UserError, first_line
-from .runner import check_dataset, config_dicts
+from .model_config import config_dicts
 
 
 def calibration_images(cfg: Config, engine: Engine, count: int) -> list[np.ndarray]:

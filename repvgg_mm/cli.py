@@ -45,6 +45,7 @@ class ConfigOptions(DictAction):
 
 
 def parser_with_config(description: str) -> argparse.ArgumentParser:
+    """A parser of a config and --cfg-options."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -55,22 +56,26 @@ def parser_with_config(description: str) -> argparse.ArgumentParser:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, engine: bool = False) -> None:
+    """The checkpoint, or engine, and --trust-checkpoint."""
     parser.add_argument('checkpoint', help='checkpoint file' + (
         ', or engine (.onnx, .xml) that tools/export.py wrote' if engine else ''))
     add_trust(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
+    """--trust-checkpoint."""
     parser.add_argument(
         '--trust-checkpoint', action='store_true',
         help='unpickle whatever a checkpoint contains; it can then run any code')
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
+    """--report."""
     parser.add_argument('--report', type=Path, metavar='FILE.html', help='write what was found as one page')
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
+    """--work-dir and what launchers pass."""
     parser.add_argument('--work-dir', help='folder for logs and results; work_dirs/CONFIG_NAME by default')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='how several processes were started')

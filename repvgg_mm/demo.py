@@ -14,7 +14,7 @@ from torch import nn
 from .checkpoint import read_checkpoint
 from .demo_pictures import draw_latency, draw_predictions, draw_training
 from .measure import count_parameters, form_latency
-from .runner import build_model
+from .model_config import build_model
 from .side_by_side import draw_boxes, draw_mask
 from .weights import load_strictly
 

@@ -22,8 +22,8 @@ from .errors import UserError
 from .foreign import FusedBlock
 from .layouts import form_of
 from .measure import Latency, count_macs, count_parameters, form_latency
+from .model_config import build_model, deploy_config, replace_sync_bn, repvgg_parts, use_training_form
 from .raw_outputs import is_two_stage
-from .runner import build_model, deploy_config, replace_sync_bn, repvgg_parts, use_training_form
 from .weights import load_strictly, state_dict_of
 
 TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
@@ -242,5 +242,6 @@ def in_channels(model: nn.Module) -> int:
 
 
 def package_version() -> str:
+    """Of repvgg_mm."""
     from . import __version__
     return __version__

@@ -22,8 +22,9 @@ from .checkpoint import read_checkpoint
 from .detections import check_settings, detect
 from .engine import Engine, is_engine
 from .errors import UserError
+from .model_config import build_model, deploy_config
 from .networks import Preprocessing, decode_head_of
-from .runner import build_model, build_runner, deploy_config
+from .runner import build_runner
 from .weights import load_strictly
 
 UNTOUCHED = dict(  # settings of a data preprocessor that only stacks images

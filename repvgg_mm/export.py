@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .checkpoint import atomic_folder, read_checkpoint, sha256_of
 from .compare import relative_error
+from .data_config import check_dataset, validation_set
 from .deploy import (
     arch_of_config,
     check_output_folder,
@@ -35,11 +36,11 @@ from .engine import Engine, optional
 from .engine_files import save_openvino, write_meta
 from .errors import UserError
 from .layouts import form_of
+from .model_config import build_model, deploy_config
 from .networks import Preprocess, Preprocessing, decode_head_of, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
 from .quantise import quantise_engine
-from .runner import build_model, check_dataset, deploy_config, validation_set
 from .weights import load_strictly, state_dict_of
 
 ENGINES = ('onnx', 'openvino')

@@ -30,6 +30,7 @@ class Latency(NamedTuple):
 
 
 def count_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters, frozen ones included; buffers are not counted."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import UserError
-from .runner import config_dicts
+from .model_config import config_dicts
 
 MAX_UINT8_CLASSES = 256
 

@@ -20,7 +20,8 @@ from .convert import fusible_or_fused, whole_model_convert
 from .engine import Engine, is_engine
 from .engine_model import EngineModel
 from .errors import UnusableFile, UserError
-from .runner import build_model, config_dicts, deploy_config, usable_device
+from .model_config import build_model, config_dicts, deploy_config
+from .runner import usable_device
 from .weights import load_strictly
 
 LOADERS = ('LoadImageFromFile', 'LoadImageFromNDArray')

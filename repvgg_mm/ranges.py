@@ -70,6 +70,7 @@ class Collector:
 
 
 def range_of(*tensors: Tensor) -> Range:
+    """Of the values of all `tensors` together."""
     collector = Collector()
     for tensor in tensors:
         collector.add(tensor)

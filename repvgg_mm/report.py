@@ -66,6 +66,7 @@ def export_page(exported: Exported, cfg: Config, config_name: str, conversion: C
 
 
 def benchmark_page(rows: Sequence[Row], setting: Mapping[str, str]) -> Page:
+    """The page of `rows`: the fastest of each kind of work, then a chart and a table for each."""
     works = list(dict.fromkeys(row.work for row in rows))
     models = list(dict.fromkeys(row.model for row in rows))
     fastest = [min((row for row in rows if row.work == work), key=lambda row: row.median_ms) for work in works]

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.registry import DATASETS, MODELS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
-from torch import nn
 
-from .backbone import RepVGG
 from .checkpoint import atomic_path, read_checkpoint
-from .errors import UserError, first_line
+from .data_config import check_dataset
+from .errors import UserError
 from .hooks import IgnoreSavedConfigHook, SeedEachStepHook
+from .model_config import explained, replace_sync_bn
 
 SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
 RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoint that training can go on from
-REPVGG_TYPES = ('RepVGG', 'repvgg_mm.RepVGG', 'repvgg_mm.backbone.RepVGG', RepVGG)  # names, or the class itself
-
-
-def build_model(cfg: Config) -> nn.Module:
-    """The model of a config, as a Runner builds it, without its data and without its initial weights.
-
-    Raises:
-        UserError: the config names a part or an option that there is not.
-    """
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    with _explained():
-        return MODELS.build(cfg.model)
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
@@ -53,7 +39,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _init_dist_on_cpu(cfg)
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-    with _explained():
+    with explained():
         runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
     if 'train' in splits:
         runner.register_hook(SeedEachStepHook())
@@ -127,25 +113,6 @@ def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
     cfg.load_from, cfg.resume = path, True
 
 
-def check_dataset(cfg: Config, split: str) -> None:
-    """Raise UserError if a folder or file of this machine that the dataset of `split` reads is missing."""
-    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:  # RepeatDataset and its like
-        dataset = dataset['dataset']
-    if dataset.get('backend_args') or '://' in str(dataset.get('data_root')):
-        return  # not a folder of this machine
-    root = Path(dataset.get('data_root') or '')
-    prefix = dataset.get('data_prefix') or {}
-    content = [*(prefix.values() if isinstance(prefix, dict) else [prefix]), dataset.get('ann_file')]
-    content = [path for path in content if isinstance(path, str) and path]
-    missing = [path for path in content if not (root / path).exists()]
-    if missing:
-        raise UserError(
-            f'{dataset.get("type")} reads {" and ".join(content)} in the folder {root}, where {" and ".join(missing)} '
-            f'{"is" if len(missing) == 1 else "are"} missing: put the dataset there or set '
-            f'{split}_dataloader.dataset.data_root (README, section "Datasets").')
-
-
 def usable_device(name: str | None) -> torch.device:
     """The device of that name, a GPU by default if there is one; UserError if torch cannot use it here."""
     try:
@@ -155,86 +122,6 @@ def usable_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f'A device is one that torch can use here, and {name} is not '
                         f'({str(error).splitlines()[0][:120]}). Use --device cpu.') from None
-
-
-def validation_set(cfg: Config) -> object:
-    """The data set of `val_dataloader`.
-
-    Raises:
-        UserError: the config has none, its files are not there, or it cannot be built.
-    """
-    if not (cfg.get('val_dataloader') or {}).get('dataset'):
-        raise UserError('Images come from val_dataloader, and this config has none. Add it to the config.')
-    check_dataset(cfg, 'val')
-    try:
-        dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        if not len(dataset):
-            raise UserError('Images come from val_dataloader, and its data set has none. Put the data there.')
-        return dataset
-    except UserError:
-        raise
-    except Exception as error:  # a data set is a program, and what a damaged one raises is up to it
-        raise UserError(f'The validation set of the config cannot be read ({first_line(error)}). Check '
-                        'val_dataloader.dataset and its files.') from None
-
-
-def replace_sync_bn(cfg: Config) -> None:
-    """Turn every norm of type SyncBN in the config into BN, which has the same weights."""
-    for part in config_dicts(cfg._cfg_dict):
-        if part.get('type') == 'SyncBN':
-            part['type'] = 'BN'
-
-
-def deploy_config(cfg: Config) -> Config:
-    """The config of the deploy form: no weights to start from, no SyncBN, every RepVGG with deploy=True."""
-    cfg = Config(cfg._cfg_dict.to_dict())
-    for part in config_dicts(cfg._cfg_dict):
-        part.pop('init_cfg', None)
-        part.pop('pretrained', None)
-        if str(part.get('type')).endswith('TIMMBackbone'):
-            part['pretrained'] = False  # its default is to download
-    for part in repvgg_parts(cfg):
-        part['deploy'] = True
-    replace_sync_bn(cfg)
-    cfg.pop('weights', None)
-    cfg.load_from = None
-    cfg.resume = False
-    imports = set(cfg.get('custom_imports', {}).get('imports', [])) | {'repvgg_mm'}
-    cfg.custom_imports = dict(imports=sorted(imports), allow_failed_imports=False)
-    return cfg
-
-
-def use_training_form(cfg: Config) -> None:
-    """Turn the config of a deploy form, as `deploy_config` and converting leave it, into that of the training form."""
-    if cfg.model.get('type') == 'repvgg_mm.deploy_form':
-        cfg.model = cfg.model.model
-    for part in repvgg_parts(cfg):
-        part['deploy'] = False
-
-
-def repvgg_parts(cfg: Config) -> Iterator[ConfigDict]:
-    """The settings of every RepVGG in a config."""
-    return (part for part in config_dicts(cfg._cfg_dict) if part.get('type') in REPVGG_TYPES)
-
-
-def config_dicts(part: object) -> Iterator[ConfigDict]:
-    if isinstance(part, dict):
-        yield part
-        for value in part.values():
-            yield from config_dicts(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            yield from config_dicts(value)
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """What a registry raises for a wrong name or option, as a UserError."""
-    try:
-        yield
-    except (TypeError, KeyError) as error:
-        raise UserError('A config describes parts and options that its toolbox has, and this one does not '
-                        f'({first_line(error)}). Compare it with a file in configs/.') from error
 
 
 def _init_dist_on_cpu(cfg: Config) -> None:

@@ -21,8 +21,9 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from .block import branch_by_branch
+from .data_config import validation_set
 from .errors import UserError, first_line
-from .runner import config_dicts, validation_set
+from .model_config import config_dicts
 
 SCORE = 0.5          # boxes below are not drawn
 SHIFT = 1.0          # pixels by which two boxes may differ and count as the same

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from repvgg_mm.runner import build_model
+from repvgg_mm.model_config import build_model
 
 found = {}
 for path in sorted(Path('configs').glob('classify_*.py')):

@@ -17,7 +17,7 @@ from mmengine.hooks import CheckpointHook
 from tool_runs import ROOT, derived_config, iterations, run_tool, small_data
 
 from repvgg_mm import RepVGGConvertHook, UserError, load_strictly, read_checkpoint, whole_model_convert
-from repvgg_mm.runner import build_model, replace_sync_bn
+from repvgg_mm.model_config import build_model, replace_sync_bn
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack

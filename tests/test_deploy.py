@@ -13,7 +13,7 @@ from repvgg_mm import UserError, deploy, load_strictly, read_checkpoint, whole_m
 from repvgg_mm.block import named_blocks
 from repvgg_mm.cli import read_config
 from repvgg_mm.convert import has_branches
-from repvgg_mm.runner import build_model, deploy_config
+from repvgg_mm.model_config import build_model, deploy_config
 
 pytestmark = pytest.mark.stack
 

@@ -17,7 +17,7 @@ from tool_runs import ROOT, derived_config, iterations, metric, run_tool, small_
 
 from repvgg_mm import compare_models, whole_model_convert
 from repvgg_mm.archs import get_arch
-from repvgg_mm.runner import build_model, deploy_config, replace_sync_bn
+from repvgg_mm.model_config import build_model, deploy_config, replace_sync_bn
 from repvgg_mm.shapes import make_shapes
 
 DETECTORS = ('retinanet', 'atss', 'gfl', 'fcos', 'fasterrcnn', 'maskrcnn', 'tood', 'rtmdet')

@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from repvgg_mm import UserError
 from repvgg_mm.detections import detect, level_sizes, nms
+from repvgg_mm.model_config import build_model
 from repvgg_mm.networks import DetectorNetwork, Preprocess, Preprocessing
-from repvgg_mm.runner import build_model
 
 pytestmark = pytest.mark.stack
 ANCHOR = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,

@@ -24,7 +24,7 @@ from repvgg_mm.benchmark import Setting, benchmark, load_engines, table
 from repvgg_mm.engine import Engine
 from repvgg_mm.engine_model import EngineModel, evaluate
 from repvgg_mm.export import Target, export, shape_of_tests
-from repvgg_mm.runner import build_model
+from repvgg_mm.model_config import build_model
 from repvgg_mm.shapes import CLASSES, make_shapes
 
 pytestmark = pytest.mark.stack

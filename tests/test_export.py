@@ -23,7 +23,7 @@ from repvgg_mm.compare import relative_error
 from repvgg_mm.detections import detect
 from repvgg_mm.engine import Engine
 from repvgg_mm.export import Target, _check_errors, compare_engine, export, prepare, trtexec, write_engine
-from repvgg_mm.runner import build_model
+from repvgg_mm.model_config import build_model
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack

@@ -24,7 +24,7 @@ from torch import nn
 
 from repvgg_mm import UserError, read_checkpoint
 from repvgg_mm.checkpoint import write_checkpoint
-from repvgg_mm.runner import build_model, replace_sync_bn
+from repvgg_mm.model_config import build_model, replace_sync_bn
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack

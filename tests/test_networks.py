@@ -9,8 +9,8 @@ from mmengine.config import Config
 from torch import nn
 
 from repvgg_mm import UserError
+from repvgg_mm.model_config import build_model
 from repvgg_mm.networks import Preprocess, Preprocessing, SegmentorNetwork, network_of
-from repvgg_mm.runner import build_model
 
 pytestmark = pytest.mark.stack
 EXACT = dict(rtol=0, atol=0)

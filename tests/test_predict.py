@@ -18,9 +18,9 @@ import repvgg_mm
 from repvgg_mm import UserError, whole_model_convert
 from repvgg_mm.archs import get_arch
 from repvgg_mm.export import Target, export
+from repvgg_mm.model_config import build_model, deploy_config
 from repvgg_mm.prediction import predict_files
 from repvgg_mm.predictor import predictor
-from repvgg_mm.runner import build_model, deploy_config
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack

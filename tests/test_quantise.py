@@ -26,10 +26,10 @@ from repvgg_mm.engine import Engine
 from repvgg_mm.engine_model import evaluate
 from repvgg_mm.export import Target, export, load_deploy, prepare, write_engine
 from repvgg_mm.layer_noise import Layer, convolutions_of, layer_table, measure_layers, signal_to_noise
+from repvgg_mm.model_config import build_model
 from repvgg_mm.networks import Preprocess, Preprocessing, network_of
 from repvgg_mm.onnx_graph import to_onnx
 from repvgg_mm.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
-from repvgg_mm.runner import build_model
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack

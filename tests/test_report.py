@@ -25,9 +25,9 @@ from repvgg_mm.cli import check_output_file
 from repvgg_mm.deploy import convert_checkpoint, measure
 from repvgg_mm.export import Target, export
 from repvgg_mm.measure import Latency
+from repvgg_mm.model_config import build_model
 from repvgg_mm.page import Page, render, write_page
 from repvgg_mm.report import benchmark_page, conversion_page, export_page
-from repvgg_mm.runner import build_model
 from repvgg_mm.shapes import make_shapes
 from repvgg_mm.side_by_side import _compare_boxes, _compare_masks, draw_mask, side_by_side
 

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from tool_runs import CONFIG, ROOT, derived_config, iterations, metric, run_tool, small_data
 
 from repvgg_mm import compare_models, load_strictly, read_checkpoint, whole_model_convert
-from repvgg_mm.runner import build_model
+from repvgg_mm.model_config import build_model
 from repvgg_mm.shapes import make_shape_folders, make_shapes
 
 pytestmark = pytest.mark.stack
