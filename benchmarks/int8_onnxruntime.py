@@ -1,0 +1,77 @@
+"""ONNX Runtime's own quantiser on one trained model, beside its float32 engine: metric, signal to noise, latency.
+
+    python benchmarks/int8_onnxruntime.py CONFIG CHECKPOINT --shape H W --work-dir DIR
+
+What NNCF and OpenVINO make of the same model is measured by benchmarks/int8.py, in a process of its own.
+"""
+
+import argparse
+import copy
+from functools import partial
+from pathlib import Path
+
+import onnxruntime
+import torch
+from int8 import noise, show
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from repvgg_mm.calibration import calibration_images
+from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.engine import Engine
+from repvgg_mm.engine_files import write_meta
+from repvgg_mm.engine_model import evaluate
+from repvgg_mm.export import Target, prepare, write_engine
+from repvgg_mm.measure import cpu_name, interleaved_latency
+from repvgg_mm.quantise import validation_config
+
+METHODS = {'MinMax': CalibrationMethod.MinMax, 'Percentile': CalibrationMethod.Percentile}
+
+
+class Images(CalibrationDataReader):
+
+    def __init__(self, images: list) -> None:
+        self.images = iter(images)
+
+    def get_next(self) -> dict | None:
+        image = next(self.images, None)
+        return None if image is None else dict(image=image)
+
+
+def main() -> None:
+    parser = parser_with_config(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_checkpoint(parser)
+    parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
+    parser.add_argument('--work-dir', type=Path, required=True)
+    parser.add_argument('--rounds', type=int, default=31)
+    args = parser.parse_args()
+    folder = args.work_dir
+    del args.work_dir  # of this script, not of a Runner
+    cfg = load_config(args)
+    print(f'{cpu_name()}, {torch.get_num_threads()} threads, onnxruntime {onnxruntime.__version__}')
+    target = Target('onnx', shape=args.shape)
+    prepared = prepare(cfg, args.checkpoint, target)
+    (folder / 'float32').mkdir(parents=True, exist_ok=True)
+    engines = {'float32': Engine(write_engine(prepared, folder / 'float32', target), threads=torch.get_num_threads())}
+    reference = engines['float32']
+    images = calibration_images(cfg, reference, 100)
+    tests = validation_config(cfg)
+    show('float32', evaluate(tests, reference.path))
+    prepared_graph = folder / 'prepared.onnx'
+    quant_pre_process(str(reference.path), str(prepared_graph), skip_symbolic_shape=True)
+    for name, method in METHODS.items():
+        path = folder / name / 'engine.onnx'
+        path.parent.mkdir(exist_ok=True)
+        quantize_static(prepared_graph, path, Images(images), quant_format=QuantFormat.QDQ, per_channel=True,
+                        calibrate_method=method)
+        write_meta(path, copy.deepcopy(prepared.meta))
+        engines[name] = Engine(path, threads=torch.get_num_threads())
+        show(f"ONNX Runtime's quantiser, {name}", evaluate(tests, path), noise(reference, engines[name], images[::6]))
+    times = interleaved_latency({name: partial(engine, images[0]) for name, engine in engines.items()}, args.rounds)
+    for name, (median, lower, upper) in times.items():
+        print(f'| {name} | {median:.2f} ({lower:.2f} to {upper:.2f}) | {times["float32"].median_ms / median:.1f}x |')
+
+
+if __name__ == '__main__':
+    run_tool(main)
