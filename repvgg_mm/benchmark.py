@@ -235,7 +235,7 @@ def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
     for axis, work in zip(axes[:, 0], works):
         done = [row for row in rows if row.work == work]
         latency_bars(axis, {row.model: Latency(row.median_ms, row.lower_ms, row.upper_ms) for row in done},
-                     [_colour(row) for row in done], digits=0)
+                     [_colour(row) for row in done], digits=1)
         axis.set_title(work)
     axes[-1, 0].set_xlabel('ms, median and quartiles')
     made_with = ', '.join(f'{key} {value}' for key, value in setting.items())
