@@ -21,7 +21,8 @@ def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> d
     The keys are the outputs of each RepVGG inside ('backbone[0]', ...) and of the model
     ('output', or 'output[0]', ...); for an OpenMMLab model the latter are the head's raw outputs,
     for a two-stage detector those of both stages on the same proposals (see `raw_outputs`).
-    An output that is not finite has the error inf.
+    An output that is not finite has the error inf. On a GPU set torch.backends.cudnn.allow_tf32 = False
+    first, or float32 convolutions round to 10 bits there.
 
     Raises:
         ValueError: the models do not have the same outputs, or none.
