@@ -36,7 +36,8 @@ def main() -> None:
     parser.add_argument('--device', help='a GPU by default if there is one')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32')
     parser.add_argument('--amp', choices=['bfloat16', 'float16'], help='torch.autocast in this type')
-    parser.add_argument('--compile', action='store_true', help='torch.compile; steps on a GPU only; what a step keeps is that of the uncompiled model')
+    parser.add_argument('--compile', action='store_true',
+                        help='torch.compile; steps on a GPU only; what a step keeps is that of the uncompiled model')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--json', type=Path, help='file for the figures')
