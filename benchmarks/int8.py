@@ -38,16 +38,10 @@ PRESETS = nncf.QuantizationPreset
 
 
 def main() -> None:
-    parser = parser_with_config(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_checkpoint(parser)
-    parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
-    parser.add_argument('--work-dir', type=Path, required=True)
+    parser = parser_of(__doc__)
     parser.add_argument('--latency', action='store_true')
-    parser.add_argument('--rounds', type=int, default=31)
     args = parser.parse_args()
-    folder, shape = args.work_dir, args.shape
-    del args.work_dir  # of this script, not of a Runner
+    folder, shape = args.folder, args.shape
     cfg = load_config(args)
     print(f'{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, openvino '
           f'{openvino.__version__}, nncf {nncf.__version__}')
@@ -55,6 +49,16 @@ def main() -> None:
         measure_latency(cfg, args.checkpoint, shape, folder, args.rounds)
     else:
         measure_metrics(cfg, args.checkpoint, shape, folder)
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    parser = parser_with_config(description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_checkpoint(parser)
+    parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
+    parser.add_argument('--work-dir', dest='folder', type=Path, required=True)
+    parser.add_argument('--rounds', type=int, default=31)
+    return parser
 
 
 def measure_metrics(cfg, checkpoint: str, shape: list[int], folder: Path) -> None:

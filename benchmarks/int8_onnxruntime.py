@@ -5,19 +5,18 @@
 What NNCF and OpenVINO make of the same model is measured by benchmarks/int8.py, in a process of its own.
 """
 
-import argparse
 import copy
 from functools import partial
 from pathlib import Path
 
 import onnxruntime
 import torch
-from int8 import noise, show
+from int8 import noise, parser_of, show
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from repvgg_mm.calibration import calibration_images
-from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.cli import load_config, run_tool
 from repvgg_mm.engine import Engine
 from repvgg_mm.engine_files import write_meta
 from repvgg_mm.engine_model import evaluate
@@ -39,16 +38,8 @@ class Images(CalibrationDataReader):
 
 
 def main() -> None:
-    parser = parser_with_config(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_checkpoint(parser)
-    parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
-    parser.add_argument('--work-dir', type=Path, required=True)
-    parser.add_argument('--rounds', type=int, default=31)
-    args = parser.parse_args()
-    folder = args.work_dir
-    del args.work_dir  # of this script, not of a Runner
-    cfg = load_config(args)
+    args = parser_of(__doc__).parse_args()
+    cfg, folder = load_config(args), args.folder
     print(f'{cpu_name()}, {torch.get_num_threads()} threads, onnxruntime {onnxruntime.__version__}')
     target = Target('onnx', shape=args.shape)
     prepared = prepare(cfg, args.checkpoint, target)
