@@ -7,7 +7,6 @@ What NNCF and OpenVINO make of the same model is measured by benchmarks/int8.py,
 
 import copy
 from functools import partial
-from pathlib import Path
 
 import onnxruntime
 import torch

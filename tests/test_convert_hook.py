@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import TINY, assert_same_state
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from tool_runs import ROOT, derived_config, iterations, run_tool, small_data
 
-from repvgg_mm import RepVGGConvertHook, UserError, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm.cli import load_config, parser_with_config
 from repvgg_mm.model_config import build_model, replace_sync_bn
+from repvgg_mm.runner import build_runner
 from repvgg_mm.shapes import make_shapes
 
 pytestmark = pytest.mark.stack
@@ -72,44 +73,43 @@ def test_last_and_best_are_converted(run):
         assert_converted(work_dir / f'{name}.pth', run / 'config.py')
 
 
-def a_runner(folder: Path, arch_options: dict, checkpoints: dict[str, dict]) -> SimpleNamespace:
-    """What the hook uses of a Runner that has written `checkpoints`, the first one last and the second one best."""
-    path = config(folder, '')
-    cfg = Config.fromfile(path)
-    cfg.model.backbone.update(norm_cfg=dict(type='BN'), **arch_options)
-    for name, state in checkpoints.items():
-        torch.save(state, folder / f'{name}.pth')
-    written = CheckpointHook(interval=1)
-    written.last_ckpt, written.best_ckpt_path = (str(folder / f'{name}.pth') for name in checkpoints)
-    return SimpleNamespace(cfg=cfg, hooks=[written], logger=logging.getLogger(), model=build_model(cfg))
+class JustBefore(Hook):
+    """Runs before RepVGGConvertHook: remembers the live model, and damages the last checkpoint."""
+
+    priority = 'VERY_LOW'
+
+    def after_train(self, runner: Runner) -> None:
+        self.state = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
+        self.modes = [module.training for module in runner.model.modules()]
+        path = Path(runner.work_dir) / 'iter_2.pth'
+        checkpoint = read_checkpoint(path)
+        checkpoint['state_dict']['backbone.stem.branch_3x3.norm.running_var'].fill_(torch.nan)
+        torch.save(checkpoint, path)
 
 
-def test_the_live_model_is_untouched(tmp_path):
-    state = dict(a_runner(tmp_path, {}, dict(iter_4={}, best={})).model.state_dict())
-    runner = a_runner(tmp_path, {}, dict(iter_4=state, best=state))
-    runner.model.train()
-    before = {name: tensor.clone() for name, tensor in runner.model.state_dict().items()}
-    modes = [module.training for module in runner.model.modules()]
-    RepVGGConvertHook(shape=(64, 64)).after_train(runner)
-    assert (tmp_path / 'iter_4_deploy.pth').is_file() and (tmp_path / 'best_deploy.pth').is_file()
-    assert_same_state(runner.model, before)
-    assert [module.training for module in runner.model.modules()] == modes
+def a_runner(folder: Path, shapes: Path, text: str = '') -> Runner:
+    path = config(folder, "dict(type='RepVGGConvertHook', shape=(64, 64))")
+    path.write_text(path.read_text() + text)
+    args = parser_with_config('').parse_args([str(path), *flags(shapes, 2), 'model.backbone.norm_cfg.type=BN'])
+    cfg = load_config(args)
+    cfg.update(launcher='none', work_dir=str(folder / 'work'))
+    return build_runner(cfg, 'train', 'val')
 
 
-def test_one_that_is_refused_does_not_keep_the_others(tmp_path):
-    state = dict(a_runner(tmp_path, {}, dict(iter_4={}, best={})).model.state_dict())
-    name = 'backbone.stem.branch_3x3.norm.running_var'
-    broken = dict(state, **{name: torch.full_like(state[name], torch.nan)})
-    with pytest.raises(UserError, match=r'^iter_4\.pth was not converted\. .*Running statistics must be finite'):
-        RepVGGConvertHook(shape=(64, 64)).after_train(a_runner(tmp_path, {}, dict(iter_4=broken, best=state)))
-    assert {path.name for path in tmp_path.glob('*_deploy.*')} == {'best_deploy.pth', 'best_deploy.py'}
+def test_the_live_model_is_untouched_and_a_refused_checkpoint_does_not_keep_the_best(shapes, tmp_path):
+    runner, before = a_runner(tmp_path, shapes), JustBefore()
+    runner.register_hook(before)
+    with pytest.raises(UserError, match=r'^iter_2\.pth was not converted\. .*Running statistics must be finite'):
+        runner.train()
+    best, = (tmp_path / 'work').glob('best_*_deploy.pth')
+    assert {path.name for path in (tmp_path / 'work').glob('*_deploy.*')} == {best.name, f'{best.stem}.py'}
+    assert_same_state(runner.model, before.state)
+    assert [module.training for module in runner.model.modules()] == before.modes
 
 
-def test_a_deploy_form_that_was_finetuned_stays_as_it_is(tmp_path):
-    runner = a_runner(tmp_path, dict(deploy=True), dict(iter_4={}, best={}))
-    state = dict(runner.model.state_dict())
-    RepVGGConvertHook(shape=(64, 64)).after_train(a_runner(tmp_path, dict(deploy=True), dict(iter_4=state, best=state)))
-    assert list(tmp_path.glob('*_deploy.*')) == []
+def test_a_deploy_form_that_is_finetuned_stays_as_it_is(shapes, tmp_path):
+    a_runner(tmp_path, shapes, 'model["backbone"]["deploy"] = True\n').train()
+    assert (tmp_path / 'work' / 'iter_2.pth').is_file() and not list((tmp_path / 'work').glob('*_deploy.*'))
 
 
 def test_after_resuming(run, shapes, tmp_path):
