@@ -78,6 +78,7 @@ def test_a_deploy_form_is_one_row_and_equal_names_are_told_apart(tmp_path):
     (['nothing.py'], 'A config is a Python file, and nothing.py is missing'),
     (['configs/_base_/default_runtime.py'], 'A config describes a model'),
     (['configs/pspnet_repvgg_a0.py', '--device', 'nowhere'], 'A device is one that torch can use here, and nowhere is'),
+    (['configs/pspnet_repvgg_a0.py', '--shape', '-1', '2'], 'An image has a pixel or more on each side'),
     (['configs/pspnet_repvgg_a0.py', '--plot', 'a.xyz'], '--plot names a file in .png, .svg, .pdf, and a.xyz is none'),
     (['configs/pspnet_repvgg_a0.py', '--json', '/proc/a.json'], '/proc/a.json could not be written'),
     (['configs/pspnet_repvgg_a0_shapes.py', '--shape', '64', '64', '--work', 'training step'],

@@ -309,3 +309,4 @@ def test_trtexec_names_the_sizes_of_a_dynamic_engine():
     assert '--minShapes=image:1x3x64x96 --optShapes=image:1x3x64x96 --maxShapes=image:4x3x64x96' in command
     meta['input']['shape'] = [1, 3, 64, 96]
     assert trtexec(meta).splitlines()[0] == 'trtexec --onnx=engine.onnx --saveEngine=engine.plan --fp16'
+    assert "--onnx='a b/engine.onnx'" in trtexec(meta, 'a b/engine.onnx')

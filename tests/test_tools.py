@@ -12,7 +12,8 @@ import torch
 from mmengine.config import Config
 from tool_runs import CONFIG, ROOT, derived_config, iterations, metric, run_tool, small_data
 
-from repvgg_mm import compare_models, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm import UserError, compare_models, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm.data_config import check_dataset
 from repvgg_mm.model_config import build_model
 from repvgg_mm.shapes import make_shape_folders, make_shapes
 
@@ -225,6 +226,22 @@ def test_options_that_nothing_has(options, expected, checkpoint, tmp_path):
     result = run_tool('tools/convert_whole.py', CONFIG, checkpoint, '--out', out, *options, check=False)
     assert_refused(result, expected)
     assert not out.exists()
+
+
+def test_an_option_that_the_runner_cannot_build(checkpoint, shapes, tmp_path):
+    result = run_tool('tools/test.py', CONFIG, checkpoint, '--work-dir', tmp_path / 'work', '--cfg-options',
+                      *small_data(shapes), 'model.decode_head.nonsense=1', check=False)
+    assert_refused(result, 'nonsense', 'Compare it with a file in configs/')
+
+
+@pytest.mark.parametrize('dataset', [
+    dict(data_root='s3://bucket/shapes', data_prefix=dict(img_path='images')),
+    dict(data_root='shapes', ann_file='train.json', backend_args=dict(backend='petrel'))])
+def test_data_elsewhere_are_not_looked_for_on_this_machine(dataset):
+    check_dataset(Config(dict(train_dataloader=dict(dataset=dataset))), 'train')
+    dataset.update(data_root='/absent', backend_args=None)
+    with pytest.raises(UserError, match='in the folder /absent, where .* missing'):
+        check_dataset(Config(dict(train_dataloader=dict(dataset=dataset))), 'train')
 
 
 def test_the_next_command_can_be_pasted(checkpoint, tmp_path):
