@@ -240,7 +240,7 @@ def test_an_option_that_the_runner_cannot_build(checkpoint, shapes, tmp_path):
 def test_data_elsewhere_are_not_looked_for_on_this_machine(dataset):
     check_dataset(Config(dict(train_dataloader=dict(dataset=dataset))), 'train')
     dataset.update(data_root='/absent', backend_args=None)
-    with pytest.raises(UserError, match='in the folder /absent, where .* missing'):
+    with pytest.raises(UserError, match=r'in the folder /absent, where .* missing'):
         check_dataset(Config(dict(train_dataloader=dict(dataset=dataset))), 'train')
 
 
