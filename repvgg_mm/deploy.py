@@ -28,7 +28,7 @@ from .weights import load_strictly, state_dict_of
 
 TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
 DEFAULT_SHAPE = (512, 512)
-WEIGHT_SUFFIXES = ('.pth', '.safetensors')
+WEIGHT_SUFFIXES = {'.pth', '.safetensors'}
 
 
 @dataclass
@@ -184,9 +184,8 @@ def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth', stem
         with atomic_path(folder / f'{stem}.py') as config:
             config.write_text(conversion.config.pretty_text)
             write_checkpoint(path, dict(meta=conversion.meta, state_dict=conversion.deploy.state_dict()))
-        for other in folder.glob(f'{stem}.*'):
-            if other.suffix in WEIGHT_SUFFIXES and other != path:
-                other.unlink()  # of an earlier conversion
+        for other in WEIGHT_SUFFIXES - {f'.{suffix}'}:
+            (folder / f'{stem}{other}').unlink(missing_ok=True)  # of an earlier conversion
         return path
     except BaseException:
         if not existed and folder.exists() and not any(folder.iterdir()):

@@ -17,6 +17,7 @@ import numpy as np
 from .errors import UserError
 
 CLASSES = ('background', 'disk', 'ring', 'square', 'triangle', 'cross')
+CATEGORIES = [dict(id=i, name=name) for i, name in enumerate(CLASSES) if i > 0]
 COLOURS = ((128, 128, 128), (60, 30, 220), (40, 220, 220), (220, 110, 20), (60, 190, 50), (200, 50, 190))  # BGR
 
 
@@ -35,6 +36,7 @@ def make_shapes(
     root = _checked(root, num_train, num_val, size, seed)
     rng = np.random.default_rng(seed)
     for split, count in (('train', num_train), ('val', num_val)):
+        earlier = _listed(root / 'annotations' / f'{split}.json')
         for folder in ('images', 'labels'):
             (root / folder / split).mkdir(parents=True, exist_ok=True)
         images, annotations = [], []
@@ -47,10 +49,10 @@ def make_shapes(
                 annotations.append(_annotation(len(annotations) + 1, number, mask, instances == category))
         coco = dict(
             images=images, annotations=annotations,
-            categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES) if i > 0])
-        for file in root.glob(f'*/{split}/*'):
-            if file.stem.isdigit() and int(file.stem) >= count:
-                file.unlink()
+            categories=CATEGORIES)
+        for stem in earlier - {f'{number:04d}' for number in range(count)}:
+            (root / 'images' / split / f'{stem}.jpg').unlink(missing_ok=True)
+            (root / 'labels' / split / f'{stem}.png').unlink(missing_ok=True)
         (root / 'annotations').mkdir(exist_ok=True)
         (root / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
     return root
@@ -76,10 +78,20 @@ def make_shape_folders(
                 image = _background(rng, size)
                 _draw(rng, image, label)
                 cv2.imwrite(str(folder / f'{name}_{number:04d}.jpg'), image.clip(0, 255).astype(np.uint8))
-            for file in folder.glob(f'{name}_*.jpg'):
-                if int(file.stem.split('_')[1]) >= count:
+            for file in folder.glob(f'{name}_[0-9][0-9][0-9][0-9].jpg'):
+                if int(file.stem[-4:]) >= count:
                     file.unlink()
     return root
+
+
+def _listed(annotations: Path) -> set[str]:
+    """Names without suffix of the images of an earlier call; none if the file is not one of `make_shapes`."""
+    try:
+        coco = json.loads(annotations.read_text())
+        ours = coco['categories'] == CATEGORIES
+        return {Path(image['file_name']).stem for image in coco['images']} if ours else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _checked(root: str | PathLike, num_train: int, num_val: int, size: int, seed: int) -> Path:
