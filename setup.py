@@ -18,7 +18,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['repvgg_mm', 'repvgg_mm.*']),
-    package_data={'repvgg_mm': ['*.html.j2']},
+    package_data={'repvgg_mm': ['py.typed', 'report/*.html.j2']},
     python_requires='>=3.10,<3.13',
     # Neither stack stands here: the two share their import names, and the wrong
     # one would overwrite a user's installation.

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from repvgg_mm import RepVGG, read_checkpoint
-from repvgg_mm.checkpoint import write_checkpoint
-from repvgg_mm.measure import interleaved_latency
+from repvgg_mm.convert.measure import interleaved_latency
+from repvgg_mm.files.checkpoint import write_checkpoint
 
 
 def main() -> None:

@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from repvgg_mm.block import branch_by_branch
-from repvgg_mm.checkpoint import read_checkpoint, sha256_of
-from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
-from repvgg_mm.engine import Engine, is_engine
-from repvgg_mm.engine_model import evaluate
-from repvgg_mm.export import PRECISIONS, Target, export, load_deploy
-from repvgg_mm.measure import Latency, cpu_name, interleaved_latency
-from repvgg_mm.model_config import build_model, deploy_config
-from repvgg_mm.networks import network_of
-from repvgg_mm.weights import load_strictly
+from repvgg_mm.commands.flags import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.convert.measure import Latency, cpu_name, interleaved_latency
+from repvgg_mm.convert.weights import load_strictly
+from repvgg_mm.deploy.config import deploy_config
+from repvgg_mm.engine.engine import Engine, is_engine
+from repvgg_mm.engine.evaluate import evaluate
+from repvgg_mm.export.export import PRECISIONS, Target, export, load_deploy
+from repvgg_mm.export.networks import network_of
+from repvgg_mm.files.atomic import sha256_of
+from repvgg_mm.files.checkpoint import read_checkpoint
+from repvgg_mm.openmmlab.model import build_model
 
 METRICS = ('mIoU', 'coco/bbox_mAP')
 

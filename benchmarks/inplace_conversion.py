@@ -28,7 +28,7 @@ from torch import nn
 
 import repvgg_mm
 from repvgg_mm.block import named_blocks
-from repvgg_mm.measure import LiveBytes, cpu_name
+from repvgg_mm.convert.measure import LiveBytes, cpu_name
 
 MAX_SECONDS, MAX_KERNELS = 0.5, 1.0
 

@@ -19,20 +19,20 @@ import openvino
 import torch
 
 from repvgg_mm.block import branch_by_branch
-from repvgg_mm.calibration import calibration_images
-from repvgg_mm.checkpoint import read_checkpoint
-from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
-from repvgg_mm.engine import Engine
-from repvgg_mm.engine_files import save_openvino, write_meta
-from repvgg_mm.engine_model import evaluate
-from repvgg_mm.equalise import equalise
-from repvgg_mm.export import PROPERTIES, Target, prepare, write_engine
-from repvgg_mm.layer_noise import convolutions_of, measure_layers, signal_to_noise
-from repvgg_mm.measure import cpu_name, interleaved_latency
-from repvgg_mm.model_config import build_model
-from repvgg_mm.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
-from repvgg_mm.raw_outputs import raw_outputs
-from repvgg_mm.weights import load_strictly
+from repvgg_mm.commands.flags import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.convert.measure import cpu_name, interleaved_latency
+from repvgg_mm.convert.raw_outputs import raw_outputs
+from repvgg_mm.convert.weights import load_strictly
+from repvgg_mm.engine.description import save_openvino, write_meta
+from repvgg_mm.engine.engine import Engine
+from repvgg_mm.engine.evaluate import evaluate
+from repvgg_mm.export.calibration import calibration_images
+from repvgg_mm.export.equalise import equalise
+from repvgg_mm.export.export import PROPERTIES, Target, prepare, write_engine
+from repvgg_mm.export.layer_noise import convolutions_of, measure_layers, signal_to_noise
+from repvgg_mm.export.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
+from repvgg_mm.files.checkpoint import read_checkpoint
+from repvgg_mm.openmmlab.model import build_model
 
 PRESETS = nncf.QuantizationPreset
 

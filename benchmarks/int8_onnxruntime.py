@@ -14,14 +14,14 @@ from int8 import noise, parser_of, show
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from repvgg_mm.calibration import calibration_images
-from repvgg_mm.cli import load_config, run_tool
-from repvgg_mm.engine import Engine
-from repvgg_mm.engine_files import write_meta
-from repvgg_mm.engine_model import evaluate
-from repvgg_mm.export import Target, prepare, write_engine
-from repvgg_mm.measure import cpu_name, interleaved_latency
-from repvgg_mm.quantise import validation_config
+from repvgg_mm.commands.flags import load_config, run_tool
+from repvgg_mm.convert.measure import cpu_name, interleaved_latency
+from repvgg_mm.engine.description import write_meta
+from repvgg_mm.engine.engine import Engine
+from repvgg_mm.engine.evaluate import evaluate
+from repvgg_mm.export.calibration import calibration_images
+from repvgg_mm.export.export import Target, prepare, write_engine
+from repvgg_mm.export.quantise import validation_config
 
 METHODS = {'MinMax': CalibrationMethod.MinMax, 'Percentile': CalibrationMethod.Percentile}
 

@@ -9,21 +9,20 @@ except ImportError as error:
         "Install one stack, not both, in a clone: pip install --no-build-isolation -e '.[openmmlab]' or '.[onedl]' "
         '(README, section "Set-up").') from error
 
-from . import foreign_blocks  # noqa: F401  registers what it knows
-from .amp import BFloat16OptimWrapper
 from .archs import ARCHS, Arch
 from .backbone import RepVGG, fast_dilations
 from .block import RepVGGBlock
-from .checkpoint import read_checkpoint
-from .compare import compare_models
-from .convert import whole_model_convert
-from .convert_hook import RepVGGConvertHook
+from .convert import foreign_blocks  # noqa: F401  registers what it knows
+from .convert.compare import compare_models
+from .convert.foreign import Branch, FusedBlock, Parts, fusible
+from .convert.weights import load_strictly
+from .convert.whole import whole_model_convert
+from .deploy.hook import RepVGGConvertHook
 from .errors import UserError
-from .foreign import Branch, FusedBlock, Parts, fusible
-from .prediction import predict
-from .weights import load_strictly
-
-__version__ = '0.1.0'
+from .files.checkpoint import read_checkpoint
+from .inference.prediction import predict
+from .openmmlab.amp import BFloat16OptimWrapper
+from .version import __version__  # noqa: F401
 
 __all__ = [
     'ARCHS', 'Arch', 'BFloat16OptimWrapper', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock',

@@ -6,7 +6,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 # The scope lets mmengine import the package by itself when a config names it.
-MODELS = Registry('model', parent=ROOT_MODELS, scope='repvgg_mm', locations=['repvgg_mm.backbone', 'repvgg_mm.foreign'])
+LOCATIONS = ['repvgg_mm.backbone', 'repvgg_mm.deploy.config']
+MODELS = Registry('model', parent=ROOT_MODELS, scope='repvgg_mm', locations=LOCATIONS)
 
 
 def register(module: type) -> type:

@@ -176,3 +176,12 @@ def two_stage_config(name: str, arch: str | dict = TINY) -> dict:
     model['roi_head'].get('mask_head', {})['conv_out_channels'] = 16
     model['test_cfg']['rpn']['max_per_img'] = 12
     return model
+
+
+def segment(model: nn.Module, batch: torch.Tensor):
+    """mmseg's own predictions for images (N, 3, H, W)."""
+    from mmseg.structures import SegDataSample
+    shape = tuple(batch.shape[2:])
+    samples = [SegDataSample(metainfo=dict(img_shape=shape, ori_shape=shape)) for _ in batch]
+    with torch.no_grad():
+        return model.test_step(dict(inputs=list(batch), data_samples=samples))

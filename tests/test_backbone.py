@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repvgg_mm import ARCHS, RepVGG, UserError, compare_models, fast_dilations, whole_model_convert
 from repvgg_mm.block import named_blocks
-from repvgg_mm.compare import relative_error
+from repvgg_mm.convert.compare import relative_error
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 LAYOUTS = {

@@ -13,9 +13,9 @@ from helpers import block, branch_sum, image
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from repvgg_mm.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
-from repvgg_mm.compare import relative_error
+from repvgg_mm.convert.compare import relative_error
+from repvgg_mm.report.benchmark import saved_bytes
 
 SHAPES = dict(
     identity=dict(identity=True),

@@ -15,8 +15,8 @@ from mmengine.runner import CheckpointLoader
 from tool_runs import run_peer, run_tool
 
 from repvgg_mm import read_checkpoint
-from repvgg_mm.checkpoint import use_safe_reader
-from repvgg_mm.shapes import CLASSES, make_shape_folders
+from repvgg_mm.demo.shapes import CLASSES, make_shape_folders
+from repvgg_mm.files.checkpoint import use_safe_reader
 
 pytestmark = pytest.mark.stack
 CONFIG = 'configs/classify_repvgg_a0_shapes.py'
@@ -98,7 +98,7 @@ def test_masks_are_no_output_of_a_classifier(trained, folders, tmp_path):
 
 
 def test_weight_decay_of_the_recipe():
-    found = json.loads(run_peer('tests/classifier_optimizers.py').stdout.splitlines()[-1])
+    found = json.loads(run_peer('tests/programs/classifier_optimizers.py').stdout.splitlines()[-1])
     assert sorted(found) == ['classify_repvgg_a0_imagenet.py', 'classify_repvgg_a0_shapes.py']
     for counts in found.values():
         assert counts == {

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repvgg_mm import compare_models, fast_dilations, whole_model_convert
 from repvgg_mm.block import named_blocks
-from repvgg_mm.model_config import build_model, deploy_config, replace_sync_bn
+from repvgg_mm.deploy.config import deploy_config
+from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
 
 # The others: test_detection.py, test_classification.py.
 SEGMENTORS = ('pspnet', 'upernet', 'deeplabv3plus', 'fcn', 'semfpn')

@@ -17,8 +17,9 @@ from tool_runs import ROOT, derived_config, iterations, metric, run_tool, small_
 
 from repvgg_mm import compare_models, whole_model_convert
 from repvgg_mm.archs import get_arch
-from repvgg_mm.model_config import build_model, deploy_config, replace_sync_bn
-from repvgg_mm.shapes import make_shapes
+from repvgg_mm.demo.shapes import make_shapes
+from repvgg_mm.deploy.config import deploy_config
+from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
 
 DETECTORS = ('retinanet', 'atss', 'gfl', 'fcos', 'fasterrcnn', 'maskrcnn', 'tood', 'rtmdet')
 CONFIGS = sorted(path.name for name in DETECTORS for path in (ROOT / 'configs').glob(f'{name}_*.py'))

@@ -9,7 +9,7 @@ from torch import nn
 
 from repvgg_mm import RepVGG, whole_model_convert
 from repvgg_mm.block import branch_by_branch
-from repvgg_mm.compare import relative_error
+from repvgg_mm.convert.compare import relative_error
 from repvgg_mm.layouts import from_native
 
 TIMM = {'repvgg_a0': 'A0', 'repvgg_a2': 'A2', 'repvgg_b1g4': 'B1g4', 'repvgg_b2g4': 'B2g4', 'repvgg_d2se': 'D2se'}
@@ -35,7 +35,7 @@ def assert_same_kernels(ours: dict, theirs: dict) -> None:
 
 @pytest.mark.parametrize('name', TIMM)
 def test_timms_weights_compute_the_same_here_and_ours_there(name, tmp_path):
-    run_peer('tests/timm_reference.py', 'make', name, tmp_path)
+    run_peer('tests/programs/timm_reference.py', 'make', name, tmp_path)
     theirs = torch.load(tmp_path / 'theirs.pth', weights_only=True)
     model, converted = RepVGG(TIMM[name]), RepVGG(TIMM[name], deploy=True)
     for weights, prefix, ours in (
@@ -48,7 +48,7 @@ def test_timms_weights_compute_the_same_here_and_ours_there(name, tmp_path):
 
     torch.save(from_native(model.state_dict(), 'timm'), tmp_path / 'ours-training.pth')
     torch.save(from_native(converted.state_dict(), 'timm'), tmp_path / 'ours-deploy.pth')
-    run_peer('tests/timm_reference.py', 'check', name, tmp_path)
+    run_peer('tests/programs/timm_reference.py', 'check', name, tmp_path)
     checked = torch.load(tmp_path / 'checked.pth', weights_only=True)
     assert_same_features(features(model, theirs['image']), checked['ours-training'])
     assert_same_features(features(converted, theirs['image']), checked['ours-deploy'])
@@ -57,7 +57,7 @@ def test_timms_weights_compute_the_same_here_and_ours_there(name, tmp_path):
 @pytest.mark.stack
 @pytest.mark.parametrize('arch', ['A0', 'B1g2', 'B1g4', 'D2se'])
 def test_mmpretrains_weights_compute_the_same_here_and_ours_there(arch, tmp_path):
-    run_peer('tests/mmpretrain_reference.py', 'make', arch, tmp_path)
+    run_peer('tests/programs/mmpretrain_reference.py', 'make', arch, tmp_path)
     theirs = torch.load(tmp_path / 'theirs.pth', weights_only=True)
     model, converted = RepVGG(arch), RepVGG(arch, deploy=True)
     model.load_state_dict(theirs['training'], strict=True)
@@ -72,6 +72,6 @@ def test_mmpretrains_weights_compute_the_same_here_and_ours_there(arch, tmp_path
         converted = whole_model_convert(model)
         torch.save(converted.state_dict(), tmp_path / 'ours-deploy.pth')
 
-    run_peer('tests/mmpretrain_reference.py', 'check', arch, tmp_path)
+    run_peer('tests/programs/mmpretrain_reference.py', 'check', arch, tmp_path)
     for name, found in torch.load(tmp_path / 'checked.pth', weights_only=True).items():
         assert_same_features(found, features(model if name == 'ours-training' else converted, theirs['image']))

@@ -54,3 +54,23 @@ def derived_config(path: Path, text: str, base: str = CONFIG) -> Path:
     """A config file at `path` that adds `text` to one of the project's configs."""
     path.write_text(f"_base_ = ['{ROOT / base}']\n{text}\n")
     return path
+
+
+def assert_refused(result, *expected: str) -> None:
+    """Exit code 1, one message without a stack trace, with every expected part."""
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert 'Traceback' not in result.stderr
+    for part in expected:
+        assert part in result.stderr
+
+
+def syncbn_config(folder: Path, hooks: str) -> Path:
+    """The shapes config with a tiny backbone, SyncBN and `hooks`."""
+    return derived_config(folder / 'config.py', f"""
+custom_hooks = [{hooks}]
+model = dict(
+    data_preprocessor=dict(size=(48, 48)),
+    backbone=dict(norm_cfg=dict(type='SyncBN'), arch=dict(
+        _delete_=True, depths=(1, 2, 4, 1), width_factors=(0.125, 0.125, 0.125, 0.125))),
+    decode_head=dict(in_channels=64, channels=8), auxiliary_head=dict(in_channels=32, channels=8))
+""")

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import torch
 
-from repvgg_mm.benchmark import (
+from repvgg_mm.commands.flags import add_report, run_tool
+from repvgg_mm.engine.engine import is_engine
+from repvgg_mm.errors import UserError
+from repvgg_mm.files.atomic import check_output_file
+from repvgg_mm.openmmlab.device import usable_device
+from repvgg_mm.openmmlab.model import check_size
+from repvgg_mm.report.benchmark import (
     WORK,
     Setting,
     benchmark,
@@ -16,12 +22,7 @@ from repvgg_mm.benchmark import (
     table,
     write_json,
 )
-from repvgg_mm.cli import add_report, check_output_file, run_tool
-from repvgg_mm.deploy import check_size
-from repvgg_mm.engine import is_engine
-from repvgg_mm.errors import UserError
-from repvgg_mm.page import write_page
-from repvgg_mm.runner import usable_device
+from repvgg_mm.report.page import write_page
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
     if args.plot:
         draw(args.plot, rows, conditions)
     if args.report:
-        from repvgg_mm.report import benchmark_page
+        from repvgg_mm.report.pages import benchmark_page
         write_page(args.report, benchmark_page(rows, conditions))
         print(f'Report: {args.report}')
 

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from repvgg_mm.checkpoint import write_checkpoint
-from repvgg_mm.cli import add_trust, run_tool
+from repvgg_mm.commands.flags import add_trust, run_tool
+from repvgg_mm.deploy.weight_file import TARGETS, convert_weight_file
 from repvgg_mm.errors import UserError
-from repvgg_mm.weight_file import TARGETS, convert_weight_file
+from repvgg_mm.files.checkpoint import write_checkpoint
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 import shlex
 from pathlib import Path
 
-from repvgg_mm.cli import add_checkpoint, add_report, check_output_file, load_config, parser_with_config, run_tool
-from repvgg_mm.deploy import check_output_folder, convert_checkpoint, measure, report, write_deploy
-from repvgg_mm.page import write_page
+from repvgg_mm.commands.flags import add_checkpoint, add_report, load_config, parser_with_config, run_tool
+from repvgg_mm.deploy.conversion import convert_checkpoint, write_deploy
+from repvgg_mm.deploy.costs import measure, report
+from repvgg_mm.files.atomic import check_output_file, check_output_folder
+from repvgg_mm.report.page import write_page
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     command = shlex.join(['python', 'tools/test.py', str(config), str(weights)])
     print(f'Wrote {weights} and {config}. Next:\n  {command}')
     if args.report:
-        from repvgg_mm.report import conversion_page
+        from repvgg_mm.report.pages import conversion_page
         write_page(args.report, conversion_page(conversion, costs, cfg, Path(args.config).name))
         print(f'Report: {args.report}')
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmengine.runner import find_latest_checkpoint
 
-from repvgg_mm.cli import run_tool
+from repvgg_mm.commands.flags import run_tool
 from repvgg_mm.errors import UserError
 
 CONFIGS = {
@@ -38,7 +38,7 @@ def main() -> None:
     for task, config in CONFIGS.items():
         train_and_convert(config, args.out / task, args.iters)
 
-    from repvgg_mm.demo import summarise
+    from repvgg_mm.demo.summary import summarise
     print(summarise(CONFIGS, args.out))
     print(f'The demo took {time.perf_counter() - start:.0f} s.')
 

@@ -3,11 +3,12 @@
 import time
 from pathlib import Path
 
-from repvgg_mm.cli import add_checkpoint, add_report, check_output_file, load_config, parser_with_config, run_tool
-from repvgg_mm.deploy import conversion_of
-from repvgg_mm.export import ENGINES, PRECISIONS, Target, export, trtexec
-from repvgg_mm.page import write_page
-from repvgg_mm.quantise import describe
+from repvgg_mm.commands.flags import add_checkpoint, add_report, load_config, parser_with_config, run_tool
+from repvgg_mm.deploy.conversion import conversion_of
+from repvgg_mm.export.export import ENGINES, PRECISIONS, Target, export, trtexec
+from repvgg_mm.export.quantise import describe
+from repvgg_mm.files.atomic import check_output_file
+from repvgg_mm.report.page import write_page
 
 DESCRIPTION = 'Fuse a trained model, export it as an ONNX or OpenVINO engine, and prove that it computes the same.'
 
@@ -57,7 +58,7 @@ def main() -> None:
     if args.engine == 'onnx':
         print(f'TensorRT, on a machine with a GPU (not run here):\n{trtexec(exported.meta, str(exported.path))}')
     if args.report:
-        from repvgg_mm.report import export_page
+        from repvgg_mm.report.pages import export_page
         conversion = conversion_of(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
         write_page(args.report, export_page(exported, cfg, Path(args.config).name, conversion))
         print(f'Report: {args.report}')

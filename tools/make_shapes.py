@@ -2,8 +2,8 @@
 
 import argparse
 
-from repvgg_mm.cli import run_tool
-from repvgg_mm.shapes import make_shape_folders, make_shapes
+from repvgg_mm.commands.flags import run_tool
+from repvgg_mm.demo.shapes import make_shape_folders, make_shapes
 
 
 def main() -> None:

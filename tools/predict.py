@@ -1,7 +1,7 @@
 """Draw what a model predicts: python tools/predict.py CONFIG CHECKPOINT_OR_ENGINE IMAGES ... --out DIR"""
 
-from repvgg_mm.cli import add_checkpoint, load_config, parser_with_config, run_tool
-from repvgg_mm.prediction import predict_files
+from repvgg_mm.commands.flags import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.inference.prediction import predict_files
 
 
 def main() -> None:

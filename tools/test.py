@@ -1,9 +1,10 @@
 """Evaluate a checkpoint or engine: python tools/test.py CONFIG CHECKPOINT [--show-dir DIR] [--out DIR] [--tta]"""
 
-from repvgg_mm.cli import add_checkpoint, add_launch, load_config, parser_with_config, run_tool
-from repvgg_mm.engine import is_engine
-from repvgg_mm.engine_model import complete_test_set, evaluate
+from repvgg_mm.commands.flags import add_checkpoint, add_launch, load_config, parser_with_config, run_tool
+from repvgg_mm.engine.engine import is_engine
+from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.errors import UserError
+from repvgg_mm.openmmlab.data import complete_test_set
 
 
 def main() -> None:

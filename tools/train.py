@@ -1,8 +1,9 @@
 """Train a model: python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp]"""
 
-from repvgg_mm.amp import use_amp
-from repvgg_mm.cli import add_launch, add_trust, load_config, parser_with_config, run_tool
-from repvgg_mm.runner import build_runner, resume_from, resume_latest
+from repvgg_mm.commands.flags import add_launch, add_trust, load_config, parser_with_config, run_tool
+from repvgg_mm.openmmlab.amp import use_amp
+from repvgg_mm.openmmlab.resume import resume_from, resume_latest
+from repvgg_mm.openmmlab.runner import build_runner
 
 
 def main() -> None:

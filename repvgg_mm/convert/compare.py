@@ -1,0 +1,84 @@
+"""The proof of a conversion: both models on the same input, every output compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import RepVGG
+from ..block import branch_by_branch
+from .raw_outputs import raw_outputs
+
+
+@torch.no_grad()
+def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> dict[str, float]:
+    """Worst relative error of each output: max |other - reference| / max |reference|.
+
+    Both are called with `inputs` in eval mode, RepVGG blocks in training form branch by branch.
+    The keys are the outputs of each RepVGG inside ('backbone[0]', ...) and of the model
+    ('output', or 'output[0]', ...); for an OpenMMLab model the latter are the head's raw outputs,
+    for a two-stage detector those of both stages on the same proposals (see `raw_outputs`).
+    An output that is not finite has the error inf. On a GPU set torch.backends.cudnn.allow_tf32 = False
+    first, or float32 convolutions round to 10 bits there.
+
+    Raises:
+        ValueError: the models do not have the same outputs, or none.
+    """
+    expected, actual = _outputs(reference, inputs), _outputs(other, inputs)
+    shapes = [{name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, actual)]
+    if not expected:
+        raise ValueError(f'Models are compared by their output tensors, and {type(reference).__name__} gave none. '
+                         'Pass inputs for which it returns tensors, in tuples, lists or dicts if it likes.')
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'Models are compared output by output, but the shapes differ: {shapes[0]} and {shapes[1]}. '
+                         'Compare a model with its own deploy form.')
+    return {name: relative_error(expected[name], actual[name]) for name in expected}
+
+
+def relative_error(expected: Tensor, actual: Tensor) -> float:
+    """max |actual - expected| / max |expected|, computed in float64; inf where a value is not finite."""
+    expected, actual = expected.double(), actual.double()
+    if not (expected.isfinite().all() and actual.isfinite().all()):
+        return float('inf')
+    difference, scale = (actual - expected).abs().max().item(), expected.abs().max().item()
+    return difference / scale if scale else (float('inf') if difference else 0.0)
+
+
+def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, out, name=name: outputs.update(_flatten(name, out)))
+        for name, module in model.named_modules() if isinstance(module, RepVGG) and module is not model]
+    try:
+        with evaluating(model), branch_by_branch(model):
+            outputs.update(_flatten('output', raw_outputs(model, *inputs)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def _flatten(name: str, out: object) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(out, Tensor):
+        yield name, out
+    elif isinstance(out, dict):
+        for key, value in out.items():
+            yield from _flatten(f'{name}[{key!r}]', value)
+    elif isinstance(out, (tuple, list)):
+        for i, value in enumerate(out):
+            yield from _flatten(f'{name}[{i}]', value)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in eval mode and every module back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

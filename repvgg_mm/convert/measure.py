@@ -1,0 +1,122 @@
+"""What a model costs: parameters, multiply-accumulates, memory, and latency as medians of interleaved calls."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..block import branch_by_branch
+from .compare import evaluating
+from .raw_outputs import raw_outputs
+
+
+class Latency(NamedTuple):
+    """Median and quartiles of the time of one call, in milliseconds."""
+
+    median_ms: float
+    lower_ms: float
+    upper_ms: float
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters, frozen ones included; buffers are not counted."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of convolutions and matrix products in one forward call.
+
+    Blocks in training form count branch by branch. FLOPs are twice this number.
+    """
+    with evaluating(model), branch_by_branch(model), FlopCounterMode(display=False) as counter:
+        raw_outputs(model, *inputs)
+    return counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def interleaved_latency(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, Latency]:
+    """Time every call once a round, one after the other, so that a busy machine slows all alike.
+
+    The first round warms up and is not counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            _synchronise()
+            start = time.perf_counter()
+            call()
+            _synchronise()
+            times[name].append((time.perf_counter() - start) * 1000)
+    return {name: Latency(statistics.median(counted), *statistics.quantiles(counted, n=4)[::2])
+            for name, (_, *counted) in times.items()}
+
+
+def form_latency(trained: nn.Module, deploy: nn.Module, inputs: Tensor, rounds: int = 15) -> dict[str, Latency]:
+    """Of one forward call of 'branches' (the training form, branch by branch), 'training' and 'deploy'."""
+    def call_branches() -> None:
+        with branch_by_branch(trained):
+            raw_outputs(trained, inputs)
+
+    return interleaved_latency({
+        'branches': call_branches,
+        'training': partial(raw_outputs, trained, inputs),
+        'deploy': partial(raw_outputs, deploy, inputs)}, rounds)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of a model and of all tensors made inside this context: at its start, at most, and largest rise.
+
+    Counted in tensors, because the process' size depends on what the allocator keeps: the result of every
+    operation, temporaries included, is seen and its storage held by a weak reference. What one operation uses
+    inside itself is not seen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        for tensor in model.state_dict().values():
+            self.add(tensor)
+        self.start = self.peak = self.least = self.sum()
+        self.rise = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and not tensor.is_meta:
+                self.add(tensor)
+        now = self.sum()
+        self.peak, self.least = max(self.peak, now), min(self.least, now)
+        self.rise = max(self.rise, now - self.least)
+        return result
+
+    def add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+
+    def sum(self) -> int:
+        self.storages = {key: (ref, size) for key, (ref, size) in self.storages.items() if not ref.expired()}
+        return sum(size for _, size in self.storages.values())
+
+
+def cpu_name() -> str:
+    """The processor's name where Linux tells it."""
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), 'unknown CPU')
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,80 @@
+"""Weights on their way into a whole model: completely or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..backbone import RepVGG
+from ..errors import UserError
+from ..pretrained import listed, unwrap
+
+
+def state_dict_of(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
+    """The weights inside a checkpoint: `state_dict`, `model`, `ema` or the dict itself, without wrappers' prefixes.
+
+    The prefixes are those of DDP (`module.`) and torch.compile (`_orig_mod.`), removed where they
+    lead every name. Under mmengine's EMAHook `state_dict` holds the averaged weights, which are the
+    ones to use.
+
+    Raises:
+        UserError: there are no tensors.
+    """
+    tensors = unwrap(checkpoint)
+    if not tensors:
+        raise UserError(f'A checkpoint holds named tensors, and {source} has none; its keys are '
+                        f'{list(checkpoint)[:5]}. Give a checkpoint that training wrote.')
+    prefix = _wrapper_prefix(tensors)
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+
+def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
+    """Load weights so that every tensor of the model is set; for RepVGGs inside as their `fit` does it.
+
+    Raises:
+        UserError: deploy-form weights for a training form, other architecture, missing or unexpected
+            tensors; the model is then unchanged.
+    """
+    weights = state_dict_of(checkpoint, source)
+    prefix = _wrapper_prefix(model.state_dict())
+    expected = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
+    try:
+        state_dict = _fit_backbones(model, weights, prefix)
+    except UserError as error:
+        raise UserError(f'{source}: {error}') from None
+    missing = [name for name in expected if name not in state_dict]
+    unexpected = [name for name in state_dict if name not in expected]
+    shapes = [f'{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}'
+              for name, tensor in expected.items() if name in state_dict and state_dict[name].shape != tensor.shape]
+    if missing or unexpected or shapes:
+        raise UserError(
+            f'A checkpoint must hold exactly the tensors of the model, and {source} does not fit '
+            f'({len(expected) - len(missing) - len(shapes)} of {len(expected)} tensors do): '
+            f'{listed("missing", missing)}; {listed("unexpected", unexpected)}; {listed("of other shape", shapes)}. '
+            'Use the config that the checkpoint was trained with: the same arch, head and number of classes.')
+    model.load_state_dict({prefix + name: tensor for name, tensor in weights.items()}, strict=True)
+
+
+def _fit_backbones(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """`state_dict` with the part of every RepVGG in `model` replaced by what fits it."""
+    for path, backbone in model.named_modules():
+        if isinstance(backbone, RepVGG):
+            own = f'{path}.'.removeprefix(prefix) if path else ''
+            fitted = backbone.fit({name.removeprefix(own): tensor for name, tensor in state_dict.items()
+                                   if name.startswith(own)}).tensors
+            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(own)}
+            state_dict |= {own + name: tensor for name, tensor in fitted.items()}
+    return state_dict
+
+
+def _wrapper_prefix(names: Mapping) -> str:
+    """The longest chain of 'module.' and '_orig_mod.' that leads every name."""
+    prefix = ''
+    while names:
+        longer = [prefix + part for part in ('module.', '_orig_mod.')
+                  if all(name.startswith(prefix + part) for name in names)]
+        if not longer:
+            break
+        prefix = longer[0]
+    return prefix

@@ -1,0 +1,82 @@
+"""From a trained whole model to its deploy form: a copy in which every RepVGG block is one convolution."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from os import PathLike
+
+from torch import nn
+
+from ..block import RepVGGBlock, check_blocks, fuse_blocks, named_blocks
+from ..errors import UserError
+from ..files.checkpoint import write_checkpoint
+from .foreign import FusedBlock, named_foreign_blocks, replace_foreign_blocks, unknown_switches
+from .weights import load_strictly
+
+
+def whole_model_convert(
+    train_model: nn.Module,
+    deploy_model: nn.Module | None = None,
+    save_path: str | PathLike | None = None,
+    *,
+    inplace: bool = False,
+) -> nn.Module:
+    """Fuse every RepVGG block inside a segmentor, a detector, a wrapper, a backbone or a block.
+
+    Blocks of mmpretrain, timm, mmyolo and mmpose and those registered with `fusible` are fused too; each is
+    replaced by a `FusedBlock`. Other modules with a method `switch_to_deploy` are left alone, with a warning.
+
+    Args:
+        train_model: the trained model; only changed with `inplace`. Its training mode does not matter.
+        deploy_model: a model built with deploy=True that receives all weights, in its own dtype and
+            on its own device; without one a copy of `train_model` is converted.
+        save_path: where to write the deploy form as a checkpoint with `meta` and `state_dict`.
+        inplace: convert `train_model` itself, holding one fused kernel at a time beside its branches (blocks of
+            other libraries: all of theirs). A block of another library that is `train_model` itself is replaced.
+
+    Returns:
+        The deploy form (`deploy_model` or `train_model` itself if those were asked for), in eval
+        mode. Converting it again changes nothing.
+
+    Raises:
+        UserError: there is no RepVGG block, a block cannot be fused, two targets are given, or
+            `deploy_model` does not fit. No model is then changed and nothing is written.
+    """
+    for model in (train_model, *([] if deploy_model is None else [deploy_model])):
+        if not isinstance(model, nn.Module):
+            raise UserError(f'A model is converted, and {model!r} is a {type(model).__name__}. Load a file into its '
+                            'model first, or use tools/convert_whole.py; a file to write goes into save_path.')
+    if inplace and deploy_model is not None:
+        raise UserError('The deploy form goes into train_model (inplace=True) or into deploy_model, and both '
+                        'were given. Leave one of them out.')
+    if not fusible_or_fused(train_model):
+        raise UserError(
+            f'Converting fuses RepVGG blocks, and {type(train_model).__name__} contains none. '
+            "Build it with backbone=dict(type='RepVGG', ...) and convert the trained model.")
+    converted = train_model if inplace else copy.deepcopy(train_model)
+    check_blocks(converted)
+    converted, _ = replace_foreign_blocks(converted)
+    fuse_blocks(converted)
+    unknown = unknown_switches(converted)
+    if unknown:
+        warnings.warn(f'Left as they are, because nothing says how to fuse them: {", ".join(unknown)}. Register their '
+                      'type with repvgg_mm.fusible (README, "Blocks of other libraries").', stacklevel=2)
+    if deploy_model is not None:
+        load_strictly(deploy_model, converted.state_dict(), 'the converted model')
+        converted = deploy_model
+    converted.eval()
+    if save_path is not None:
+        write_checkpoint(save_path, dict(meta=dict(form='deploy'), state_dict=converted.state_dict()))
+    return converted
+
+
+def fusible_or_fused(model: nn.Module) -> bool:
+    """Whether `model` contains a block that converting fuses or has fused."""
+    return has_branches(model) or any(isinstance(module, (RepVGGBlock, FusedBlock)) for module in model.modules())
+
+
+def has_branches(model: nn.Module) -> bool:
+    """Whether `model` contains a block in training form."""
+    return (any(not block.deploy for _, block in named_blocks(model))
+            or any(True for _ in named_foreign_blocks(model)))

@@ -1,0 +1,163 @@
+"""A generated dataset for demonstrations and tests: images, masks and COCO boxes of geometric shapes.
+
+Shapes overlap, vary in size and angle, and lie on a noisy, shaded background. Each class has a colour
+that varies from shape to shape and under the noise of the image.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from os import PathLike
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+
+CLASSES = ('background', 'disk', 'ring', 'square', 'triangle', 'cross')
+CATEGORIES = [dict(id=i, name=name) for i, name in enumerate(CLASSES) if i > 0]
+COLOURS = ((128, 128, 128), (60, 30, 220), (40, 220, 220), (220, 110, 20), (60, 190, 50), (200, 50, 190))  # BGR
+
+
+def make_shapes(
+    root: str | PathLike, num_train: int = 800, num_val: int = 80, size: int = 96, seed: int = 0
+) -> Path:
+    """Write `images/{train,val}/*.jpg`, `labels/{train,val}/*.png` and `annotations/{train,val}.json`.
+
+    Images and masks are (size, size); a mask holds the index in `CLASSES`. The annotations are in
+    COCO format, boxes x, y, width, height in pixels around each shape's visible part, category ids as
+    in `CLASSES`. The same arguments write the same files; those of an earlier call with more images go.
+
+    Raises:
+        UserError: there is less than one image of a pixel, or the files cannot be written.
+    """
+    root = _checked(root, num_train, num_val, size, seed)
+    rng = np.random.default_rng(seed)
+    for split, count in (('train', num_train), ('val', num_val)):
+        earlier = _listed(root / 'annotations' / f'{split}.json')
+        for folder in ('images', 'labels'):
+            (root / folder / split).mkdir(parents=True, exist_ok=True)
+        images, annotations = [], []
+        for number in range(count):
+            image, mask, instances = draw_scene(rng, size)
+            cv2.imwrite(str(root / 'images' / split / f'{number:04d}.jpg'), image)
+            cv2.imwrite(str(root / 'labels' / split / f'{number:04d}.png'), mask)
+            images.append(dict(id=number, file_name=f'{number:04d}.jpg', height=size, width=size))
+            for category in np.unique(instances[instances > 0]):
+                annotations.append(_annotation(len(annotations) + 1, number, mask, instances == category))
+        coco = dict(
+            images=images, annotations=annotations,
+            categories=CATEGORIES)
+        for stem in earlier - {f'{number:04d}' for number in range(count)}:
+            (root / 'images' / split / f'{stem}.jpg').unlink(missing_ok=True)
+            (root / 'labels' / split / f'{stem}.png').unlink(missing_ok=True)
+        (root / 'annotations').mkdir(exist_ok=True)
+        (root / 'annotations' / f'{split}.json').write_text(json.dumps(coco))
+    return root
+
+
+def make_shape_folders(
+    root: str | PathLike, num_train: int = 200, num_val: int = 40, size: int = 64, seed: int = 0
+) -> Path:
+    """Write `{train,val}/CLASS/*.jpg` as ImageNet has it: `num_train` and `num_val` images a class, one shape in each.
+
+    Images are (size, size). The same arguments write the same files; those of an earlier call with more images go.
+
+    Raises:
+        UserError: there is less than one image of a pixel, or the files cannot be written.
+    """
+    root = _checked(root, num_train, num_val, size, seed)
+    rng = np.random.default_rng(seed)
+    for split, count in (('train', num_train), ('val', num_val)):
+        for label, name in enumerate(CLASSES[1:], 1):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                image = _background(rng, size)
+                _draw(rng, image, label)
+                cv2.imwrite(str(folder / f'{name}_{number:04d}.jpg'), image.clip(0, 255).astype(np.uint8))
+            for file in folder.glob(f'{name}_[0-9][0-9][0-9][0-9].jpg'):
+                if int(file.stem[-4:]) >= count:
+                    file.unlink()
+    return root
+
+
+def _listed(annotations: Path) -> set[str]:
+    """Names without suffix of the images of an earlier call; none if the file is not one of `make_shapes`."""
+    try:
+        coco = json.loads(annotations.read_text())
+        ours = coco['categories'] == CATEGORIES
+        return {Path(image['file_name']).stem for image in coco['images']} if ours else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+def _checked(root: str | PathLike, num_train: int, num_val: int, size: int, seed: int) -> Path:
+    if min(num_train, num_val, size) < 1 or seed < 0:
+        raise UserError(f'Shapes are drawn on 1 or more images of 1 or more pixels, got {num_train} and {num_val} '
+                        f'images of {size} pixels and seed {seed}. Choose larger numbers.')
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=root).close()
+    except OSError as error:
+        raise UserError(f'{root} could not be written ({error}). Choose a folder that you can write to.') from None
+    return Path(root)
+
+
+def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image (size, size, 3), its class mask and its instance mask (size, size); 0 is background."""
+    image = _background(rng, size)
+    mask = np.zeros((size, size), np.uint8)
+    instances = np.zeros((size, size), np.uint8)
+    for instance in range(1, rng.integers(2, 5) + 1):
+        label = int(rng.integers(1, len(CLASSES)))
+        inside = _draw(rng, image, label)
+        mask[inside] = label
+        instances[inside] = instance
+    return image.clip(0, 255).astype(np.uint8), mask, instances
+
+
+def _draw(rng: np.random.Generator, image: np.ndarray, label: int) -> np.ndarray:
+    """Draw one shape into `image`; returns where it is, (size, size) of bool."""
+    inside = _shape(CLASSES[label], rng, len(image))
+    colour = rng.normal(COLOURS[label], 15)
+    image[inside] = colour + rng.normal(0, 10, (int(inside.sum()), 3))
+    return inside
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    coarse = rng.normal(COLOURS[0], 25, (4, 4, 3)).astype(np.float32)
+    return cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC) + rng.normal(0, 12, (size, size, 3))
+
+
+def _shape(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Where the shape is, as a (size, size) array of bool; its radius is 1/7 to 1/4 of the image's side."""
+    radius = rng.uniform(size / 7, size / 4)
+    centre = rng.uniform(radius / 2, size - radius / 2, 2)
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:size, :size]
+    dx, dy = (x - centre[0]) / radius, (y - centre[1]) / radius
+    u = np.cos(angle) * dx + np.sin(angle) * dy
+    v = -np.sin(angle) * dx + np.cos(angle) * dy
+    distance = np.hypot(u, v)
+    if name == 'disk':
+        return distance < 0.9
+    if name == 'ring':
+        return (distance < 1.0) & (distance > 0.5)
+    if name == 'square':
+        return np.maximum(abs(u), abs(v)) < 0.8
+    if name == 'triangle':
+        return (v > -0.5) & (v + np.sqrt(3) * abs(u) < 1.0)
+    if name == 'cross':
+        return (np.maximum(abs(u), abs(v)) < 1.0) & (np.minimum(abs(u), abs(v)) < 0.3)
+    raise ValueError(f'A shape is one of {CLASSES[1:]}, got {name!r}.')
+
+
+def _annotation(number: int, image: int, mask: np.ndarray, visible: np.ndarray) -> dict:
+    ys, xs = np.nonzero(visible)
+    x, y = int(xs.min()), int(ys.min())
+    width, height = int(xs.max()) - x + 1, int(ys.max()) - y + 1
+    return dict(id=number, image_id=image, category_id=int(mask[ys[0], xs[0]]), iscrowd=0,
+                bbox=[x, y, width, height], area=int(visible.sum()))

@@ -1,0 +1,115 @@
+"""From a detector engine's dense boxes and scores to detections: mmdet's post-processing in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+
+NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+
+
+class Detections(NamedTuple):
+    """Of one image, best first: boxes (n, 4) as x1 y1 x2 y2 in pixels, scores (n,), labels (n,)."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def detect(
+    outputs: Mapping[str, np.ndarray],
+    meta: Mapping,
+    input_shape: Sequence[int],
+    image_shape: Sequence[int] | None = None,
+    scale_factor: Sequence[float] = (1, 1),
+) -> list[Detections]:
+    """Detections of each image, as mmdet's one-stage detectors compute them from the same boxes and scores.
+
+    On each level the `nms_pre` best pairs of prior and class above `score_thr` are kept; their boxes are
+    clipped to the image, divided by `scale_factor` and, class by class, suppressed where they overlap a
+    better one by more than the IoU threshold.
+
+    Args:
+        outputs: of an `Engine`: `boxes` (N, P, 4), `scores` (N, P, classes), perhaps `score_factors` (N, P).
+        meta: the engine's, with the config's `test_cfg` and the levels of priors.
+        input_shape: height and width of what the engine was fed.
+        image_shape: height and width of the images in it without padding; `input_shape` by default.
+        scale_factor: by which width and height of the original image were multiplied.
+
+    Raises:
+        UserError: the settings ask for something other than plain NMS.
+    """
+    settings = meta['test_cfg']
+    check_settings(settings)
+    starts = np.cumsum([0, *level_sizes(meta, input_shape)])
+    height, width = image_shape or input_shape
+    factors = outputs.get('score_factors')
+    found = []
+    for i, (boxes, scores) in enumerate(zip(outputs['boxes'], outputs['scores'])):
+        priors, labels = _best(scores, starts, settings.get('score_thr', 0), settings.get('nms_pre', -1))
+        confidence = scores[priors, labels] if factors is None else scores[priors, labels] * factors[i, priors]
+        kept = np.clip(boxes[priors], 0, np.float32([width, height, width, height]))
+        kept = kept * (1 / np.float32([*scale_factor, *scale_factor]))
+        large = (kept[:, 2:] - kept[:, :2] > settings.get('min_bbox_size', -1)).all(1)
+        if settings.get('min_bbox_size', -1) >= 0:
+            kept, confidence, labels = kept[large], confidence[large], labels[large]
+        chosen = _suppress(kept, confidence, labels, settings['nms'])[:settings['max_per_img']]
+        found.append(Detections(kept[chosen], confidence[chosen], labels[chosen]))
+    return found
+
+
+def level_sizes(meta: Mapping, input_shape: Sequence[int]) -> list[int]:
+    """Priors of each level for an input of (height, width); `meta['levels']` holds strides and priors a position."""
+    padding = meta['preprocessing']
+    divisor = padding['pad_divisor'] if padding['inside'] else 1
+    height, width = (-(-size // divisor) * divisor for size in input_shape)
+    return [-(-height // rows) * -(-width // columns) * priors for rows, columns, priors in meta['levels']]
+
+
+def check_settings(settings: Mapping) -> None:
+    """Raise UserError if a detector's `test_cfg` asks for another suppression than `detect` does."""
+    nms = settings.get('nms') or {}
+    if nms.get('type', 'nms') != 'nms' or set(nms) - NMS_KEYS or 'iou_threshold' not in nms:
+        raise UserError(f"Boxes are suppressed by plain NMS, and this test_cfg has nms={dict(nms)}. Set "
+                        "model.test_cfg.nms to dict(type='nms', iou_threshold=...).")
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Indices of the boxes that no better kept box overlaps by an IoU above `threshold`, best first."""
+    order = np.argsort(-scores, kind='stable')
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    kept = []
+    while order.size:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        sides = np.minimum(boxes[best, 2:], boxes[order, 2:]) - np.maximum(boxes[best, :2], boxes[order, :2])
+        overlap = np.prod(np.maximum(sides, 0), axis=1)
+        order = order[~(overlap > threshold * (areas[best] + areas[order] - overlap))]
+    return np.array(kept, dtype=np.int64)
+
+
+def _best(scores: np.ndarray, starts: np.ndarray, threshold: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Priors and classes of the best `limit` scores above `threshold` of each level, all of them if it is negative."""
+    priors, labels = [], []
+    for start, end in pairwise(starts):
+        level = scores[start:end]
+        rows, columns = np.nonzero(level > threshold)
+        order = np.argsort(-level[rows, columns], kind='stable')
+        order = order[:limit] if limit >= 0 else order
+        priors.append(rows[order] + start)
+        labels.append(columns[order])
+    return np.concatenate(priors), np.concatenate(labels)
+
+
+def _suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Mapping) -> np.ndarray:
+    if settings.get('class_agnostic'):
+        return nms(boxes, scores, settings['iou_threshold'])
+    kept = [members[nms(boxes[members], scores[members], settings['iou_threshold'])]
+            for members in (np.flatnonzero(labels == label) for label in np.unique(labels))]
+    kept = np.concatenate([*kept, np.empty(0, np.int64)])
+    return kept[np.argsort(-scores[kept], kind='stable')]

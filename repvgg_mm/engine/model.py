@@ -1,0 +1,144 @@
+"""An engine in the place of a model: the toolbox's own loop, post-processing and metrics around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement, InstanceData
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..deploy.config import deploy_config
+from ..errors import UserError
+from ..openmmlab.model import build_model, decode_head_of
+from ..openmmlab.preprocessing import Preprocessing
+from .detections import check_settings, detect
+from .engine import Engine
+
+UNTOUCHED = dict(  # settings of a data preprocessor that only stacks images
+    mean=None, std=None, bgr_to_rgb=False, rgb_to_bgr=False, pad_size_divisor=1, test_cfg=None)
+CERTAIN = 20.  # logit of a label: its sigmoid is 1 - 2e-9
+
+
+class EngineModel(BaseModel):
+    """The model of a config that computes by an engine: `test_step` gives the toolbox's data samples.
+
+    What is around the network is the toolbox's: a segmentor's whole or slide inference, the resizing of its
+    logits to the original image, mmdet's data samples. A label map is resized as logits of 0 and 1, which
+    is not what resizing the logits gives: at an edge the metric of an `--argmax` engine may differ a little.
+    Boxes are chosen by `detections.detect` with the config's `test_cfg`.
+
+    Args:
+        cfg: of the model, in either form.
+        engine: static or dynamic; of one whose preprocessing is inside, images are only stacked outside.
+        model: the model of `cfg` where there is one already; its weights are not used.
+
+    Raises:
+        UserError: the engine was exported for another task, number of classes or preprocessing than the config's.
+    """
+
+    def __init__(self, cfg: Config, engine: Engine, model: nn.Module | None = None) -> None:
+        model = build_model(deploy_config(cfg)) if model is None else model
+        inside = check_fit(cfg, engine, model)
+        super().__init__(_stacking(cfg) if inside else model.data_preprocessor)
+        self.engine, self.model, self.inside = engine, model, inside
+        if hasattr(model, 'encode_decode'):
+            model.encode_decode = self.logits
+        else:
+            check_settings(model.bbox_head.test_cfg)
+            model.extract_feat = self.run
+            model.bbox_head.predict = self.detections
+
+    def test_step(self, data: dict) -> list[BaseDataElement]:
+        """Images one by one, whatever the batch: engines take one, and images of a batch may differ in size."""
+        return [sample for i in range(len(data['inputs']))
+                for sample in super(EngineModel, self).test_step({key: value[i:i + 1] for key, value in data.items()})]
+
+    val_step = test_step
+
+    def forward(
+        self, inputs: Tensor, data_samples: list[BaseDataElement] | None = None, mode: str = 'predict'
+    ) -> list[BaseDataElement]:
+        if mode != 'predict':
+            raise UserError(f"An engine predicts, and mode='{mode}' was asked for. Use the checkpoint instead.")
+        return self.model.predict(inputs, data_samples)
+
+    def run(self, inputs: Tensor) -> dict[str, np.ndarray]:                # N, 3, H, W
+        """The engine's outputs; raises UserError if it does not take images of this size or type."""
+        if self.inside:
+            images = inputs.to(torch.uint8)
+            if not torch.equal(images.to(inputs), inputs):
+                raise UserError(f'{self.engine.path} normalises images of whole numbers from 0 to 255, and the '
+                                f"config's test pipeline gives values from {inputs.min():g} to {inputs.max():g}. "
+                                'Export it without --preprocess.')
+            inputs = images.permute(0, 2, 3, 1)
+        return self.engine(inputs.cpu().numpy())
+
+    def logits(self, inputs: Tensor, metas: Sequence[dict]) -> Tensor:     # N, 3, H, W -> N, classes, H, W
+        """In place of mmseg's `encode_decode`, called on an image or on each window of it."""
+        outputs, classes = self.run(inputs), self.model.out_channels
+        if 'logits' in outputs:
+            self._check_classes(outputs['logits'].shape[1], classes)
+            return torch.from_numpy(outputs['logits']).to(inputs.device)
+        labels = torch.from_numpy(outputs['labels'].astype(np.int64)).to(inputs.device)
+        if classes == 1:
+            self._check_classes(max(2, int(labels.max()) + 1), 2)
+            return (labels[:, None] * 2. - 1) * CERTAIN
+        self._check_classes(max(classes, int(labels.max()) + 1), classes)
+        return F.one_hot(labels, classes).movedim(-1, 1).float()
+
+    def detections(
+        self, outputs: dict[str, np.ndarray], samples: Sequence[BaseDataElement], rescale: bool = False
+    ) -> list[InstanceData]:
+        """In place of `predict` of mmdet's heads."""
+        head, (sample,) = self.model.bbox_head, samples
+        self._check_classes(outputs['scores'].shape[2], head.num_classes)
+        shape = sample.img_shape if self.inside else sample.batch_input_shape
+        scale = sample.scale_factor if rescale else (1, 1)
+        found, = detect(outputs, {**self.engine.meta, 'test_cfg': head.test_cfg}, shape, sample.img_shape, scale)
+        boxes, scores, labels = map(torch.from_numpy, found)
+        return [InstanceData(bboxes=boxes, scores=scores, labels=labels)]
+
+    def _check_classes(self, found: int, wanted: int) -> None:
+        if found != wanted:
+            raise _misfit(self.engine, f'{found} classes', f'{wanted}')
+
+
+def check_fit(cfg: Config, engine: Engine, model: nn.Module) -> bool:
+    """Whether preprocessing is inside the engine.
+
+    Raises:
+        UserError: the engine was exported for another task, number of classes or preprocessing than that of
+            `cfg`, whose model is `model`.
+    """
+    segments = hasattr(model, 'encode_decode')
+    task = 'segmentation' if segments else 'detection' if hasattr(model, 'bbox_head') else type(model).__name__
+    if engine.meta['task'] != task:
+        raise _misfit(engine, engine.meta['task'], task)
+    wanted = (decode_head_of(model) if segments else model.bbox_head).num_classes
+    names = engine.meta['classes']
+    if names and len(names) != wanted:
+        raise _misfit(engine, f'{len(names)} classes ({", ".join(names[:8])})', f'{wanted}')
+    made_with = dict(engine.meta['preprocessing'])
+    inside = made_with.pop('inside')
+    for name, value in asdict(Preprocessing.of_config(cfg)).items():
+        value = list(value) if isinstance(value, Sequence) else value
+        if made_with.get(name) != value:
+            raise _misfit(engine, f'preprocessing with {name}={made_with.get(name)}', f'{value}')
+    return inside
+
+
+def _stacking(cfg: Config) -> nn.Module:
+    part = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
+    return MODELS.build({**part, **{key: value for key, value in UNTOUCHED.items() if key in part}})
+
+
+def _misfit(engine: Engine, found: str, wanted: str) -> UserError:
+    return UserError(f'An engine is tested with the config it was exported with, and {engine.path} has {found}, the '
+                     f'config {wanted}. Give that config, or export again with this one.')

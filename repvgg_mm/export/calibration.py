@@ -1,0 +1,54 @@
+"""What an engine is fed in tests, from real training images: quantisation chooses its ranges from these."""
+
+from __future__ import annotations
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.utils import track_iter_progress
+
+from ..engine.engine import Engine
+from ..engine.model import EngineModel
+from ..errors import UserError, first_line
+from ..openmmlab.data import training_set
+
+
+def calibration_images(cfg: Config, engine: Engine, count: int) -> list[np.ndarray]:
+    """Inputs of `engine` for `count` training images, evenly spread, as the config's tests would prepare them.
+
+    All images of a smaller training set. What the engine is fed is recorded while it stands in the toolbox's
+    own inference, so padding, normalisation and the windows of slide inference are those of a test; of an
+    image with several windows one is taken, the first of the first image, the second of the second.
+
+    Raises:
+        UserError: the config has no training data or it is missing, or the engine does
+            not take such images.
+    """
+    dataset = training_set(cfg)
+    recorder = _Recorder(engine)
+    tester = EngineModel(cfg, recorder)
+    images = []
+    count = min(count, len(dataset))
+    for turn, index in enumerate(track_iter_progress([i * len(dataset) // count for i in range(count)])):
+        recorder.calls = []
+        try:
+            image = dataset[index]
+        except Exception as error:  # what decoders and datasets raise depends on the damage
+            raise UserError(f'Quantising reads images of the training set, and number {index} cannot be read '
+                            f'({first_line(error)}). Check its files, or take it out of the list.') from None
+        tester.test_step(pseudo_collate([image]))
+        images.append(recorder.calls[turn % len(recorder.calls)])
+    return images
+
+
+class _Recorder:
+    """An engine that keeps a copy of each input since `calls` was last emptied."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.path, self.meta = engine, engine.path, engine.meta
+        self.calls: list[np.ndarray] = []
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = self.engine(images)
+        self.calls.append(np.array(images))
+        return outputs

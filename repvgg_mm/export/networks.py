@@ -1,0 +1,153 @@
+"""What an engine computes: a model between images and logits, label maps, or decoded boxes, as one plain network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UserError
+from ..openmmlab.model import decode_head_of
+from ..openmmlab.preprocessing import Preprocessing
+
+MAX_UINT8_CLASSES = 256
+
+
+class Preprocess(nn.Module):
+    """uint8 BGR images (N, H, W, 3) -> what the network takes (N, 3, H', W'), in the toolbox's own arithmetic.
+
+    H' and W' are the next multiples of the padding; it is added below and on the right.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.settings = preprocessing
+        if preprocessing.mean is not None:
+            for name in ('mean', 'std'):
+                values = getattr(preprocessing, name)
+                self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:                          # N, H, W, 3
+        x = image.flip(3) if self.settings.swap_channels else image
+        x = x.permute(0, 3, 1, 2).float()
+        if self.settings.mean is not None:
+            x = (x - self.mean) / self.std
+        divisor = self.settings.pad_divisor
+        if divisor > 1:
+            height, width = x.shape[2:]
+            x = F.pad(x, (0, -width % divisor, 0, -height % divisor), value=self.settings.pad_value)
+        return x
+
+
+class SegmentorNetwork(nn.Module):
+    """image -> `logits` (N, classes, H, W) of mmseg's whole inference, or `labels` (N, H, W).
+
+    Labels are uint8 up to 256 classes, else int32; of one output channel, 1 where its sigmoid is above the
+    head's threshold.
+    """
+
+    def __init__(self, model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False) -> None:
+        super().__init__()
+        self.model, self.preprocess, self.argmax = model, preprocess, argmax
+        self.outputs = ('labels',) if argmax else ('logits',)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image if self.preprocess is None else self.preprocess(image)
+        logits = self.model.encode_decode(x, [dict(img_shape=x.shape[2:])])  # resized there to the size of x
+        if self.preprocess is not None:
+            logits = logits[:, :, :image.shape[1], :image.shape[2]]
+        return self.labels(logits) if self.argmax else logits
+
+    def labels(self, logits: Tensor) -> Tensor:
+        classes = logits.shape[1]
+        labels = logits.argmax(1) if classes > 1 else logits[:, 0].sigmoid() > decode_head_of(self.model).threshold
+        return labels.to(torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32)
+
+
+class DetectorNetwork(nn.Module):
+    """image -> dense `boxes` (N, P, 4), x1 y1 x2 y2 in pixels of the input, not clipped, and `scores` (N, P, classes).
+
+    ATSS, FCOS and their like also give `score_factors` (N, P), centerness, by which mmdet multiplies the
+    scores after it has chosen the best of each level. P counts the priors of all levels, one level after
+    the other, row by row. Non-maximum suppression is not in it: `detections.detect` does that.
+
+    Raises:
+        UserError: the detector is not of one stage, or its head predicts in a way of its own.
+    """
+
+    outputs = ('boxes', 'scores', 'score_factors')  # the last one of heads that have it
+
+    def __init__(self, model: nn.Module, preprocess: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model, self.preprocess = model, preprocess
+        self.distribution = _check_head(model)
+        generator = model.bbox_head.prior_generator
+        self.levels = [[*stride[::-1], priors] for stride, priors in
+                       zip(generator.strides, generator.num_base_priors)]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        x = image if self.preprocess is None else self.preprocess(image)
+        head = self.model.bbox_head
+        classes, regressions, *factors = head(self.model.extract_feat(x))
+        priors = head.prior_generator.grid_priors(
+            [level.shape[-2:] for level in classes], dtype=x.dtype, device=x.device)
+        boxes = [self.decode(*level) for level in zip(regressions, priors, head.prior_generator.strides)]
+        scores = [_activate(head, _rows(level, head.cls_out_channels)) for level in classes]
+        factors = [[_rows(level, 1)[..., 0].sigmoid() for level in levels] for levels in factors]
+        return tuple(torch.cat(levels, 1) for levels in (boxes, scores, *factors))
+
+    def decode(self, regression: Tensor, priors: Tensor, stride: tuple[int, int]) -> Tensor:
+        """Boxes (N, P, 4) of one level."""
+        head = self.model.bbox_head
+        if self.distribution:
+            rows = _rows(regression, 4 * (head.reg_max + 1))
+            deltas = head.integral(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]) * stride[0]
+            priors = head.anchor_center(priors)
+        else:
+            deltas = _rows(regression, head.bbox_coder.encode_size)
+        priors = priors.expand(deltas.shape[0], -1, -1)
+        return head.bbox_coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1)).unflatten(0, deltas.shape[:2])
+
+
+def network_of(model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False) -> nn.Module:
+    """The network to export for a segmentor or a one-stage detector.
+
+    Raises:
+        UserError: it is neither, or --argmax is asked of a detector.
+    """
+    if hasattr(model, 'encode_decode'):
+        return SegmentorNetwork(model, preprocess, argmax).eval()
+    if not hasattr(model, 'bbox_head') and not hasattr(model, 'roi_head'):
+        raise UserError(f'Segmentors and one-stage detectors are exported, and this model is a '
+                        f'{type(model).__name__}. Give the config of one of those.')
+    if argmax:
+        raise UserError(f'--argmax ends a segmentor at its label map, and {type(model).__name__} is a detector. '
+                        'Export it without.')
+    return DetectorNetwork(model, preprocess).eval()
+
+
+def _check_head(model: nn.Module) -> bool:
+    """Whether the head predicts a distribution of each edge, as GFL does; UserError if it is none we can decode."""
+    from mmdet.models.dense_heads import GFLHead
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    from mmdet.models.detectors import SingleStageDetector
+    head = getattr(model, 'bbox_head', None)
+    owner = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
+    common = isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead) and all(
+        getattr(type(head), name) is getattr(owner, name) for name in ('predict_by_feat', '_predict_by_feat_single'))
+    if not common or getattr(head.loss_cls, 'custom_cls_channels', False):
+        raise UserError(
+            f"Detectors are exported whose head predicts by mmdet's common rule, and {type(model).__name__} with "
+            f'{"no bbox_head" if head is None else type(head).__name__} is none of them. Supported are one-stage '
+            'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead and heads that inherit their '
+            'prediction.')
+    return owner is GFLHead
+
+
+def _rows(level: Tensor, channels: int) -> Tensor:                       # N, A * channels, H, W
+    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, channels)
+
+
+def _activate(head: nn.Module, logits: Tensor) -> Tensor:
+    return logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
+

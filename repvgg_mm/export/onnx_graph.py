@@ -1,0 +1,128 @@
+"""From a network to an ONNX graph, and the check that its RepVGG blocks are plain convolutions there."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..backbone import RepVGG
+from ..convert.foreign import FusedBlock
+from ..engine.engine import optional
+from ..errors import UserError
+
+SCOPES = 'pkg.torch.onnx.name_scopes'  # where torch's exporter notes the modules that a node comes from
+
+
+def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic: Sequence[int] = ()):
+    """The onnx.ModelProto of `network(image)`, its nodes with the scopes of the modules that they come from.
+
+    Args:
+        inputs: an example; every size that is not in `dynamic` is fixed to it.
+        outputs: names.
+        dynamic: axes of any size. The example must be larger than 1 there, in every layer.
+
+    Raises:
+        UserError: torch's exporter has no operator for something in `network`, or fixes a dynamic size.
+    """
+    optional('onnx')
+    optional('onnxscript')
+    with _quiet():
+        try:
+            # Exported here and not by torch.onnx.export, which would fix a size that it cannot keep dynamic.
+            program = torch.export.export(
+                network.eval(), (inputs,),
+                dynamic_shapes=({axis: Dim.DYNAMIC for axis in dynamic},) if dynamic else None)
+            return torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs)).model_proto
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+            cause = error.__cause__ or error
+            reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+            raise UserError(f"Exporting writes the model in ONNX's operators, and torch cannot ({reason[:300]}). "
+                            f'{"Export without --dynamic, or use" if dynamic else "Use"} a head that torch.onnx '
+                            'can export.') from None
+
+
+def count_convolutions(network: nn.Module, inputs: Tensor) -> int:
+    """Convolutions that one call computes, those of a module shared by several levels each time."""
+    with torch.no_grad(), _CountConvolutions() as counter:
+        network(inputs)
+    return counter.count
+
+
+def check_graph(model, network: nn.Module, convolutions: int) -> dict[str, int]:
+    """Counts of the operators in an exported graph, after checking that it is the deploy form.
+
+    Args:
+        model: the ModelProto of `network`, in deploy form.
+        convolutions: expected in the whole graph, see `count_convolutions`.
+
+    Raises:
+        UserError: a RepVGG or fused block has more or fewer convolutions than `network`, or a BatchNormalization or
+            an Add of feature maps (that of two sizes is not one); or the whole graph has another number of
+            convolutions.
+    """
+    fused = {path: module for path, module in network.named_modules() if isinstance(module, (RepVGG, FusedBlock))}
+    expected = sum(isinstance(part, nn.Conv2d) for module in fused.values() for part in module.modules())
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    inside = Counter(node.op_type for node in model.graph.node
+                     if fused.keys() & set(_scopes(node)) and ranks.get(node.output[0], 4) == 4)
+    whole = Counter(node.op_type for node in model.graph.node)
+    found = (inside['Conv'], inside['BatchNormalization'], inside['Add'], whole['Conv'])
+    if found != (expected, 0, 0, convolutions):
+        raise UserError(
+            f'The exported graph of a deploy form has {expected} Conv, 0 BatchNormalization and 0 Add in its RepVGG '
+            f'blocks, and {convolutions} Conv in all; this one has {found[0]}, {found[1]} and {found[2]}, and '
+            f'{found[3]} in all. Nothing was written: convert the model first, and report this if it was.')
+    return dict(whole)
+
+
+def tidy(model) -> None:
+    """Name nodes by their modules ('backbone.stem.branch_reparam/conv2d') and drop the exporter's notes.
+
+    The notes hold stack traces with paths of the machine that exported.
+    """
+    for node in model.graph.node:
+        scopes = [scope for scope in _scopes(node)[:-1] if scope]
+        if scopes:
+            node.name = f'{scopes[-1].removeprefix("model.")}/{node.name.removeprefix("node_")}'
+        del node.metadata_props[:]
+        node.doc_string = ''
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del value.metadata_props[:]
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+
+
+def _scopes(node) -> list[str]:
+    return next((ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == SCOPES), [])
+
+
+class _CountConvolutions(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.convolution.default
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on torchvision, on which nothing here depends."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)

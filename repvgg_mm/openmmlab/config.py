@@ -1,0 +1,79 @@
+"""A config of the user's: read, searched and copied."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+
+from ..errors import UserError, first_line
+
+STACK = "Install a stack: pip install --no-build-isolation -e '.[openmmlab]', or '.[onedl]'"
+INSTALL = {
+    'mmseg': STACK, 'mmdet': STACK,
+    'mmpretrain': "Install the extra: pip install -e '.[openmmlab-classification]', or '.[onedl-classification]', and "
+                  'the torchvision that belongs to your torch'}
+
+
+def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
+    """The config in a file, with `options` applied as --cfg-options are.
+
+    Raises:
+        UserError: there is no such file or it is not a config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f'A config is a Python file, and {path} is {"a folder" if path.is_dir() else "missing"}. Those '
+                        'of this project are in configs/.')
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program of the user's
+        raise UserError(f'A config is Python that MMEngine can merge with its bases, and {path} is not '
+                        f'({type(error).__name__}: {error}). Compare it with a file in configs/.') from None
+    if options is not None:
+        try:
+            cfg.merge_from_dict(options)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'--cfg-options overrides settings that {path} can have, and {options} does not '
+                            f'fit it ({type(error).__name__}: {error}). Compare the names with the config.') from None
+    if 'model' not in cfg:
+        raise UserError(f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
+                        'Give a config of configs/ rather than one of configs/_base_/.')
+    return cfg
+
+
+def import_toolbox(cfg: Config) -> None:
+    """Import the toolbox of a config's default_scope, or raise UserError with the command that installs it."""
+    scope = cfg.get('default_scope') or 'mmengine'
+    try:
+        importlib.import_module(scope)
+        if scope != 'mmengine':
+            importlib.import_module(f'{scope}.models')
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
+        raise UserError(f'The default_scope of this config is {scope}, which cannot be imported ({error}). '
+                        f'{INSTALL.get(scope, f"Install {scope}")} (README, section "Set-up").') from None
+
+
+def config_dicts(part: object) -> Iterator[ConfigDict]:
+    """Every dict inside a part of a config, itself included."""
+    if isinstance(part, dict):
+        yield part
+        for value in part.values():
+            yield from config_dicts(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            yield from config_dicts(value)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What a registry raises for a wrong name or option, as a UserError."""
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        raise UserError('A config describes parts and options that its toolbox has, and this one does not '
+                        f'({first_line(error)}). Compare it with a file in configs/.') from error

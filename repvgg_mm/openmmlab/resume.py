@@ -1,0 +1,136 @@
+"""What lets an interrupted training run go on safely and end like one that was not interrupted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dataset import worker_init_fn
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
+from torch.utils.data import DataLoader
+
+from ..errors import UserError
+from ..files.checkpoint import read_checkpoint
+
+SEEDS = 1 << 32  # numpy's generator takes a seed below it
+
+
+class SeedEachStepHook(Hook):
+    """Makes the random state a function of the Runner's seed and of the step.
+
+    A Runner's checkpoint holds its seed but no generator's state. With this hook the generators are
+    seeded with seed + step before every batch of an iteration-based loop, those that resuming skips
+    included, and before every epoch of an epoch-based one, whose worker processes start anew. What a
+    step draws (dropout, augmentations) then depends neither on validation runs nor on where training
+    was resumed; MMEngine itself seeds samplers, and the workers of an iteration-based loop, by the seed.
+
+    Resumed and uninterrupted runs end in equal weights on the same machine, with the same number of
+    processes and workers and deterministic kernels; an epoch-based one from the end of an epoch.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        if hasattr(loop, 'dataloader_iterator'):
+            loop.dataloader_iterator = _SeededIterator(loop.dataloader_iterator, runner)
+        else:
+            _seed(runner, runner.epoch)
+            _restart_workers(loop.dataloader, runner)
+
+
+class IgnoreSavedConfigHook(Hook):
+    """Keeps MMEngine from running the config in a checkpoint, as it does when it resumes.
+
+    It would look for a count of GPUs (`gpu_ids`) there, which MMEngine does not write.
+    """
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if isinstance(checkpoint.get('meta'), dict):
+            checkpoint['meta'].pop('config', None)
+
+
+class _SeededIterator:
+    """Batch after batch from an iterator, each after seeding by its number."""
+
+    def __init__(self, batches: Iterator, runner: Runner) -> None:
+        self.batches, self.runner, self.step = batches, runner, 0
+
+    def __iter__(self) -> _SeededIterator:
+        return self
+
+    def __next__(self) -> object:
+        _seed(self.runner, self.step)
+        self.step += 1
+        return next(self.batches)
+
+    def skip_iter(self, steps: int) -> None:
+        """What OneDL's loop resumes with. Batches are loaded and dropped: workers then draw what they drew before."""
+        for _ in range(steps):
+            next(self)
+
+
+def _seed(runner: Runner, step: int) -> None:
+    set_random_seed((runner.seed + step) % SEEDS, diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False))
+
+
+def _restart_workers(dataloader: DataLoader, runner: Runner) -> None:
+    """Persistent workers would go on drawing where they stopped, those of a resumed run begin.
+
+    MMEngine seeds a worker with seed + its number among the workers of all processes; another epoch gets other seeds.
+    """
+    start = dataloader.worker_init_fn
+    if isinstance(start, partial) and start.func is worker_init_fn:
+        workers = dataloader.num_workers * get_world_size()
+        dataloader.worker_init_fn = partial(start, seed=(runner.seed + runner.epoch * workers) % SEEDS)
+    dataloader._iterator = None
+
+SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
+RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoint that training can go on from
+
+
+def resume_latest(cfg: Config, *, trust: bool = False) -> str:
+    """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, see `resume_from`.
+
+    The latest is the one that `last_checkpoint` names or, if that one is not there, the newest
+    `iter_*.pth` or `epoch_*.pth`. Returns its path.
+
+    Raises:
+        UserError: there is none, or training cannot go on from it.
+    """
+    latest = Path(find_latest_checkpoint(cfg.work_dir) or '')
+    if not latest.is_file():
+        written = [path for path in Path(cfg.work_dir).glob('*.pth') if SAVED_STEP.fullmatch(path.name)]
+        if not written:
+            raise UserError(f'--resume goes on from a checkpoint in the work dir, and {cfg.work_dir} has none. '
+                            'Check --work-dir, or start without --resume.')
+        latest = max(written, key=lambda path: path.stat().st_mtime)
+    resume_from(cfg, str(latest), trust=trust)
+    return str(latest)
+
+
+def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
+    """Let the Runner of `cfg` continue from a checkpoint, with the seed of that run unless the config sets one.
+
+    Raises:
+        UserError: it cannot be read, or it is not a Runner's.
+    """
+    checkpoint = read_checkpoint(path, trust=trust)
+    missing = [part for part in RUN_PARTS if not isinstance(checkpoint.get(part), dict)]
+    if missing:
+        raise UserError(f'Training goes on from a checkpoint of a whole run, and {path} has no {", ".join(missing)}. '
+                        'To start from its weights, train without --resume and with --cfg-options load_from=FILE.')
+    meta = {'seed': None, **checkpoint['meta']}
+    for name in ('epoch', 'iter', 'seed'):
+        if not isinstance(meta.get(name), int) and (name, meta.get(name)) != ('seed', None):
+            raise UserError(f'A run is counted in whole numbers, and {path} has the {name} {meta.get(name)!r}. '
+                            'Go on from another checkpoint, or start without --resume.')
+    randomness = dict(cfg.get('randomness') or {})
+    if randomness.get('seed') is None and meta['seed'] is not None:
+        cfg.randomness = {**randomness, 'seed': meta['seed']}
+    cfg.load_from, cfg.resume = path, True

@@ -1,0 +1,83 @@
+"""From a config to a Runner of MMEngine, on any number of processes, with or without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import init_dist, is_distributed
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ..files.atomic import atomic_path
+from .config import explained
+from .data import check_dataset
+from .model import replace_sync_bn
+from .resume import IgnoreSavedConfigHook, SeedEachStepHook
+
+
+def build_runner(cfg: Config, *splits: str) -> Runner:
+    """A Runner for a config whose `launcher` and `work_dir` are set.
+
+    Without a GPU several processes talk through gloo and SyncBN becomes BN: neither nccl nor SyncBN
+    runs on a CPU.
+
+    Its checkpoints are written atomically, and a resumed run continues as if it had not been interrupted.
+
+    Raises:
+        UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
+            says it is, or the config names a part or an option that there is not.
+    """
+    for split in splits:
+        check_dataset(cfg, split)
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        _init_dist_on_cpu(cfg)
+    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
+    with explained():
+        runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+    if 'train' in splits:
+        runner.register_hook(SeedEachStepHook())
+        runner.register_hook(IgnoreSavedConfigHook())
+    return runner
+
+
+class AtomicLocalBackend(LocalBackend):
+    """MMEngine's local files, of which a reader sees the old content or the whole new one.
+
+    A checkpoint (`.pth`) is removed when the next one has been written: MMEngine's CheckpointHook asks
+    for it before, and a kill would then leave none with `max_keep_ckpts=1`.
+    """
+
+    _outdated: set[Path] = set()  # MMEngine makes a backend for every use
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        with atomic_path(filepath) as temporary:
+            temporary.write_bytes(obj)
+        if Path(filepath).suffix == '.pth':
+            self._outdated.discard(Path(filepath))
+            while self._outdated:
+                self._outdated.pop().unlink(missing_ok=True)
+
+    def remove(self, filepath: str | Path) -> None:
+        if Path(filepath).suffix == '.pth':
+            self._outdated.add(Path(filepath))
+        else:
+            super().remove(filepath)
+
+
+def _init_dist_on_cpu(cfg: Config) -> None:
+    # MMEngine's launchers read ranks and addresses from the environment and then choose a CUDA device.
+    choose_device = torch.cuda.set_device
+    torch.cuda.set_device = lambda device: None
+    try:
+        if not is_distributed():
+            init_dist(cfg.launcher, backend='gloo')
+    finally:
+        torch.cuda.set_device = choose_device
+    cfg.setdefault('model_wrapper_cfg', dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False)))
+    cfg.model_wrapper_cfg['device_ids'] = None
+    replace_sync_bn(cfg)

@@ -1,0 +1,108 @@
+"""Engines in a program: what they say of files, libraries and images that do not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from repvgg_mm import UserError
+from repvgg_mm.engine.engine import Engine, is_engine
+from repvgg_mm.export.export import Prepared, Target, write_engine
+from repvgg_mm.export.onnx_graph import to_onnx
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A 2x average pooling as an engine of each library, for images of any height."""
+    graph = to_onnx(nn.AvgPool2d(2), torch.zeros(2, 3, 8, 8), ['pooled'], dynamic=[2])
+    folders = {}
+    for engine in ('onnx', 'openvino'):
+        folders[engine] = tmp_path_factory.mktemp(engine)
+        meta = dict(input=dict(name='image', dtype='float32', layout='NCHW', shape=[2, 3, None, 8]),
+                    outputs=['pooled'], versions={}, openvino_properties={})
+        write_engine(Prepared(graph, None, [], meta), folders[engine], Target(engine))
+    return folders
+
+
+def engine_in(folder: Path) -> Path:
+    return next(path for path in folder.iterdir() if is_engine(path))
+
+
+@pytest.fixture(params=['onnx', 'openvino'])
+def folder(request, folders, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(folders[request.param], tmp_path / 'engine')
+
+
+def test_files(folders):
+    assert sorted(path.name for path in folders['onnx'].iterdir()) == ['engine.json', 'engine.onnx']
+    assert {'engine.json', 'engine.xml'} <= {path.name for path in folders['openvino'].iterdir()}
+
+
+@pytest.mark.parametrize('convert', [np.asarray, torch.from_numpy, lambda x: np.asfortranarray(x)])
+def test_arrays_and_tensors(folder, convert):
+    engine = Engine(engine_in(folder), threads=1)
+    first = np.random.default_rng(0).standard_normal((2, 3, 6, 8), dtype=np.float32)
+    found = engine(convert(first))
+    expected = nn.AvgPool2d(2)(torch.from_numpy(first))
+    torch.testing.assert_close(torch.from_numpy(found['pooled']), expected)
+    engine(first + 1)  # a later call does not change what an earlier one gave
+    torch.testing.assert_close(torch.from_numpy(found['pooled']), expected)
+    assert list(found) == ['pooled'] and engine.computed_in == 'f32'
+
+
+@pytest.mark.parametrize('images', [
+    np.zeros((1, 3, 8, 8), np.float32), np.zeros((2, 3, 8, 8)), np.zeros((2, 3, 0, 8), np.float32),
+    np.zeros((3, 8, 8), np.float32)])
+def test_images_that_do_not_fit(folder, images):
+    with pytest.raises(UserError, match=re.escape(
+            f'takes float32 images of (2, 3, any, 8) (NCHW), got {images.dtype} of {images.shape}. Feed it')):
+        Engine(engine_in(folder))(images)
+
+
+def test_missing_files(folder):
+    path = engine_in(folder)
+    with pytest.raises(UserError, match=r'An engine is a file in \.onnx or \.xml, and .*absent\.onnx is missing'):
+        Engine(folder / 'absent.onnx')
+    with pytest.raises(UserError, match=r'engine\.json is none'):
+        Engine(folder / 'engine.json')
+    path.with_suffix('.json').unlink()
+    with pytest.raises(UserError, match=r'its description, engine\.json, .*FileNotFoundError.*Copy all files'):
+        Engine(path)
+    path.with_suffix('.json').write_text('{}')
+    with pytest.raises(UserError, match=r'KeyError.*Copy all files'):
+        Engine(path)
+
+
+def test_files_of_two_exports(folder):
+    path = engine_in(folder)
+    path.write_bytes(path.read_bytes() + b' ')
+    with pytest.raises(UserError, match=rf'belong to one export, and {path.name} is not the file that'):
+        Engine(path)
+
+
+def test_a_file_that_the_library_cannot_load(folder):
+    path = engine_in(folder)
+    path.write_bytes(b'not a graph')
+    meta = json.loads(path.with_suffix('.json').read_text())
+    meta['files'] = {path.name: hashlib.sha256(b'not a graph').hexdigest()}
+    path.with_suffix('.json').write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r'is a file that .* can load, and .* is not .*Export it again'):
+        Engine(path)
+
+
+def test_a_missing_library_names_the_pip_command(folder, monkeypatch):
+    path = engine_in(folder)
+    library = 'onnxruntime' if path.suffix == '.onnx' else 'openvino'
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=rf"needs {library}, .*pip install -e '\.\[export\]'"):
+        Engine(path)

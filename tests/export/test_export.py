@@ -1,0 +1,309 @@
+"""tools/export.py and what it calls: engines equal PyTorch at every size, from every checkpoint, or there are none."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectors import assert_same_detections, detector, predict
+from helpers import pspnet, pspnet_config, retinanet_config, segment
+from mmengine.config import Config
+from tool_runs import assert_refused, iterations, run_tool, small_data, syncbn_config
+
+from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm.convert.compare import relative_error
+from repvgg_mm.demo.shapes import make_shapes
+from repvgg_mm.engine.detections import detect
+from repvgg_mm.engine.engine import Engine
+from repvgg_mm.export.export import Target, _check_errors, compare_engine, export, prepare, trtexec, write_engine
+from repvgg_mm.openmmlab.model import build_model
+
+pytestmark = pytest.mark.stack
+SIZES = [(64, 96), (75, 93), (33, 47), (97, 64), (130, 101)]
+TOLERANCE = 1e-4
+
+
+def segmentor_config() -> Config:
+    return Config(dict(model=pspnet_config(), default_scope='mmseg'))
+
+
+def quiet(step: str) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('checkpoint') / 'pspnet.pth'
+    meta = dict(dataset_meta=dict(classes=('sky', 'road', 'tree')))
+    torch.save(dict(state_dict=pspnet().state_dict(), meta=meta), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def logits_of(checkpoint):
+    """The training form's own logits, branch by branch nothing but mmseg's code."""
+    model = build_model(segmentor_config()).eval()
+    load_strictly(model, read_checkpoint(checkpoint), 'checkpoint')
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model.encode_decode(images, [dict(img_shape=tuple(images.shape[2:]))] * len(images))
+    return logits
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(11))
+
+
+def assert_equals(engine: Engine, logits_of, *shape: int) -> None:
+    batch = images(*shape)
+    found = engine(batch)['logits']
+    assert found.shape == (shape[0], 3, *shape[2:])
+    assert relative_error(logits_of(batch), torch.from_numpy(found)) < TOLERANCE
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_each_size_by_itself(size, checkpoint, logits_of, tmp_path):
+    prepared = prepare(segmentor_config(), checkpoint, Target(shape=size), progress=quiet)
+    for name in ('onnx', 'openvino'):
+        engine = Engine(write_engine(prepared, tmp_path, Target(name)))
+        assert_equals(engine, logits_of, 1, 3, *size)
+        with pytest.raises(UserError, match=rf'takes float32 images of \(1, 3, {size[0]}, {size[1]}\)'):
+            engine(images(1, 3, size[0] + 1, size[1]))
+
+
+def test_one_dynamic_engine_for_every_size(checkpoint, logits_of, tmp_path):
+    target = Target(shape=(75, 93), dynamic=True)
+    prepared = prepare(segmentor_config(), checkpoint, target, progress=quiet)
+    for name in ('onnx', 'openvino'):
+        engine = Engine(write_engine(prepared, tmp_path, Target(name)))
+        for batch, size in enumerate(SIZES, 1):
+            assert_equals(engine, logits_of, batch, 3, *size)
+
+
+@pytest.fixture(scope='module')
+def exported(checkpoint, tmp_path_factory) -> Path:
+    """Label maps from images of uint8, as the tool writes them."""
+    out = tmp_path_factory.mktemp('exported') / 'new' / 'engine'
+    config = out.parents[1] / 'config.py'
+    config.write_text(f'model = {pspnet_config()}\ndefault_scope = "mmseg"\n')
+    result = run_tool('tools/export.py', config, checkpoint, '--out', out, '--shape', 75, 93, '--argmax',
+                      '--preprocess')
+    (out.parents[1] / 'stdout').write_text(result.stdout)
+    return out
+
+
+def test_what_the_tool_writes_and_says(exported, checkpoint):
+    assert sorted(path.name for path in exported.iterdir()) == ['engine.json', 'engine.onnx']
+    assert b'.py' not in (exported / 'engine.onnx').read_bytes()
+    meta = json.loads((exported / 'engine.json').read_text())
+    assert meta['classes'] == ['sky', 'road', 'tree'] and meta['task'] == 'segmentation'
+    assert meta['input'] == dict(name='image', dtype='uint8', layout='NHWC', shape=[1, 75, 93, 3])
+    assert meta['source'] == 'pspnet.pth' and len(meta['source_sha256']) == 64
+    assert meta['preprocessing']['inside'] and meta['precision'] == 'fp32'
+    assert meta['graph']['Conv'] == 15
+    said = (exported.parents[1] / 'stdout').read_text()
+    steps = ['Fusing', 'Exporting', 'Checking the graph', 'Running the engine', 'Writing',
+             'Relative error on 1x75x93x3', 'not run here', f'trtexec --onnx={exported / "engine.onnx"}']
+    assert [said.index(step) for step in steps] == sorted(said.index(step) for step in steps)
+
+
+def test_label_maps_of_images_equal_mmsegs_own(exported, checkpoint):
+    model = build_model(segmentor_config()).eval()
+    load_strictly(model, read_checkpoint(checkpoint), 'checkpoint')
+    image = torch.randint(256, (1, 75, 93, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    labels = Engine(exported / 'engine.onnx')(image)['labels']
+    expected = segment(model, image.permute(0, 3, 1, 2))[0].pred_sem_seg.data
+    assert labels.dtype == np.uint8
+    assert (torch.from_numpy(labels) != expected).float().mean() < 1e-3  # equal but where two classes are
+
+
+@pytest.mark.parametrize('options', [
+    dict(engine='onnx', dynamic=True, preprocess=True), dict(engine='openvino', preprocess=True), dict(engine='onnx')])
+def test_detectors_equal_mmdet_after_nms(options, tmp_path):
+    model, cfg = detector('RetinaNet')
+    torch.save(model.state_dict(), tmp_path / 'retinanet.pth')
+    image = torch.randint(256, (3, 135, 203), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    batch = image.permute(1, 2, 0)[None]
+    if 'preprocess' not in options:
+        batch = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
+    shape = dict(NHWC=batch.shape[1:3], NCHW=batch.shape[2:])
+    target = Target(shape=shape['NHWC' if 'preprocess' in options else 'NCHW'], **options)
+    exported = export(cfg, tmp_path / 'retinanet.pth', tmp_path / 'out', target, progress=quiet)
+    assert exported.meta['task'] == 'detection' and exported.meta['nms'] == 'outside'
+    outputs = Engine(exported.path)(batch)
+    found, = detect(outputs, exported.meta, target.shape, (135, 203))
+    assert_same_detections(found, predict(model, image), pixels=1e-5 * 203)  # a tenth of what an export may differ by
+
+
+def test_bfloat16(checkpoint, logits_of, tmp_path):
+    target = Target('openvino', 'bf16', (75, 93))
+    exported = export(segmentor_config(), checkpoint, tmp_path / 'out', target, progress=quiet)
+    assert sorted(path.name for path in exported.path.parent.iterdir()) == ['engine.bin', 'engine.json', 'engine.xml']
+    assert exported.meta['openvino_properties'] == {'INFERENCE_PRECISION_HINT': 'bf16'}
+    engine = Engine(exported.path)
+    error, = (comparison['errors']['logits'] for comparison in exported.meta['compared'])
+    if engine.computed_in == 'f32':
+        assert error < TOLERANCE
+    else:
+        assert TOLERANCE < error < 0.1
+    batch = images(1, 3, 75, 93)
+    assert relative_error(logits_of(batch), torch.from_numpy(engine(batch)['logits'])) < 0.1
+
+
+def test_both_forms_of_a_checkpoint_give_the_same_engine(checkpoint, tmp_path):
+    model = build_model(segmentor_config())
+    load_strictly(model, read_checkpoint(checkpoint), 'checkpoint')
+    whole_model_convert(model, save_path=tmp_path / 'deploy.pth')
+    graphs = [prepare(segmentor_config(), path, Target(shape=(64, 64)), progress=quiet).model.SerializeToString()
+              for path in (checkpoint, tmp_path / 'deploy.pth')]
+    assert graphs[0] == graphs[1]
+
+
+def test_a_syncbn_and_ema_run_goes_straight_to_an_engine(tmp_path):
+    data = make_shapes(tmp_path / 'shapes', num_train=4, num_val=2, size=48)
+    config = syncbn_config(tmp_path, "dict(type='EMAHook')")
+    run_tool('tools/train.py', config, '--work-dir', tmp_path / 'work', '--cfg-options', *small_data(data),
+             *iterations(2))
+    saved = read_checkpoint(tmp_path / 'work' / 'iter_2.pth')
+    name = 'backbone.stem.branch_3x3.conv.weight'
+    assert not torch.equal(saved['state_dict'][name], saved['ema_state_dict'][f'module.{name}'])
+    run_tool('tools/export.py', config, tmp_path / 'work' / 'iter_2.pth', '--out', tmp_path / 'engine', '--engine',
+             'openvino', '--shape', 48, 64)
+    engine = Engine(tmp_path / 'engine' / 'engine.xml')
+    assert engine.meta['classes'][:2] == ['background', 'disk']
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.norm_cfg.type = 'BN'
+    for head in ('decode_head', 'auxiliary_head'):
+        cfg.model[head].norm_cfg.type = 'BN'
+    model = build_model(cfg).eval()
+    load_strictly(model, saved, 'averaged')
+    batch = images(1, 3, 48, 64)
+    with torch.no_grad():
+        expected = model.encode_decode(batch, [dict(img_shape=(48, 64))])
+    assert relative_error(expected, torch.from_numpy(engine(batch)['logits'])) < TOLERANCE
+
+
+def test_a_folder_is_only_overwritten_on_request_and_keeps_other_files(checkpoint, tmp_path):
+    (tmp_path / 'mine.txt').write_text('mine')
+    arguments = segmentor_config(), checkpoint, tmp_path, Target(shape=(64, 64))
+    with pytest.raises(UserError, match=r'new or empty folder.*--overwrite'):
+        export(*arguments, progress=quiet)
+    for _ in range(2):
+        export(*arguments, overwrite=True, progress=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['engine.json', 'engine.onnx', 'mine.txt']
+    Engine(tmp_path / 'engine.onnx')
+
+
+@pytest.mark.parametrize('engine', ['onnx', 'openvino'])
+def test_full_disk_leaves_nothing(engine, checkpoint, tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # files of 20 kB at most, as on a full disk
+    try:
+        with pytest.raises(UserError, match=r'out could not be written .*nothing was left there\. Free space'):
+            export(segmentor_config(), checkpoint, tmp_path / 'out', Target(engine, shape=(64, 64)), progress=quiet)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(checkpoint):
+    steps = []
+    with pytest.raises(UserError, match=r'/proc/engine could not be written .*choose a folder'):
+        export(segmentor_config(), checkpoint, '/proc/engine', Target(shape=(64, 64)), progress=steps.append)
+    assert steps == []
+
+
+@pytest.mark.parametrize('library, engine', [('onnxscript', 'onnx'), ('onnxruntime', 'onnx'), ('openvino', 'openvino')])
+def test_a_missing_extra_names_the_pip_command(library, engine, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=rf"needs {library}, .*pip install -e '\.\[export\]'"):
+        export(segmentor_config(), checkpoint, tmp_path / 'out', Target(engine), progress=quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def two_stage_config() -> Config:
+    anchors = dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[8, 16, 32, 64, 128])
+    coder = dict(type='DeltaXYWHBBoxCoder')
+    roi_head = dict(
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7),
+                                out_channels=16, featmap_strides=[8, 16]),
+        bbox_head=dict(type='Shared2FCBBoxHead', in_channels=16, fc_out_channels=8, num_classes=3, bbox_coder=coder))
+    model = dict(retinanet_config(), type='FasterRCNN', roi_head=roi_head, train_cfg=None,
+                 rpn_head=dict(type='RPNHead', in_channels=16, anchor_generator=anchors, bbox_coder=coder),
+                 test_cfg=dict(rpn={}, rcnn={}))
+    del model['bbox_head']
+    return Config(dict(model=model, default_scope='mmdet'))
+
+
+def test_two_stage_detectors_are_refused(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r'FasterRCNN with no bbox_head is none of them\. Supported are one-stage'):
+        export(two_stage_config(), checkpoint, tmp_path / 'out', progress=quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_end_a_tool_with_one_message(tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(f'model = {pspnet_config()}\ndefault_scope = "mmseg"\n')
+    result = run_tool('tools/export.py', config, tmp_path / 'absent.pth', '--out', tmp_path / 'out', check=False)
+    assert_refused(result, 'absent.pth is missing')
+    assert [path.name for path in tmp_path.iterdir()] == ['config.py']
+
+
+@pytest.mark.parametrize('values, message', [
+    (dict(engine='tensorrt'), 'Engines are onnx, openvino'),
+    (dict(precision='fp8'), 'got onnx in fp8'),
+    (dict(precision='bf16'), "ONNX Runtime's CPU kernels .* Use --engine openvino"),
+    (dict(shape=(0, 8)), 'a pixel or more on each side, got --shape 0 8')])
+def test_targets_that_do_not_exist(values, message):
+    with pytest.raises(UserError, match=message):
+        Target(**values)
+
+
+def test_a_size_that_the_model_cannot_take(tmp_path):
+    torch.manual_seed(0)
+    cfg = segmentor_config()
+    cfg.model.decode_head.norm_cfg = dict(type='IN')  # needs more than one element a channel, also in evaluation
+    model = build_model(cfg)
+    whole_model_convert(model, save_path=tmp_path / 'deploy.pth')
+    with pytest.raises(UserError, match=r'an input of 1x3x8x8 before .* cannot take it: .*--shape H W'):
+        export(cfg, tmp_path / 'deploy.pth', tmp_path / 'out', Target(shape=(8, 8)), progress=quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ['deploy.pth']
+
+
+def test_an_engine_that_differs_is_refused():
+    meta = dict(precision='fp32', compared=[dict(shape=[1, 3, 8, 9], errors=dict(logits=1e-6)),
+                                            dict(shape=[2, 3, 9, 9], errors=dict(logits=2e-4))])
+    with pytest.raises(UserError, match=r'fp32 must agree with PyTorch to 0\.0001 .* 2\.0e-04 on an input of 2x3x9x9'):
+        _check_errors(meta)
+    meta['compared'][1]['errors']['logits'] = float('nan')
+    with pytest.raises(UserError, match='differs by nan'):
+        _check_errors(meta)
+
+
+def test_wrong_labels_are_seen(exported, checkpoint):
+    prepared = prepare(segmentor_config(), checkpoint, Target(shape=(75, 93), argmax=True, preprocess=True),
+                       progress=quiet)
+    engine = Engine(exported / 'engine.onnx')
+    assert compare_engine(engine, prepared.reference, prepared.inputs[0])['labels'] < TOLERANCE
+
+    def one_pixel_wrong(images):
+        labels = engine(images)['labels'].copy()
+        labels[0, 40, 50] = (labels[0, 40, 50] + 1) % 3
+        return dict(labels=labels)
+    assert compare_engine(one_pixel_wrong, prepared.reference, prepared.inputs[0])['labels'] > TOLERANCE
+
+
+def test_trtexec_names_the_sizes_of_a_dynamic_engine():
+    meta = dict(input=dict(name='image', shape=[None, 3, None, None]), compared=[dict(shape=[1, 3, 64, 96])])
+    command = trtexec(meta)
+    assert '--minShapes=image:1x3x64x96 --optShapes=image:1x3x64x96 --maxShapes=image:4x3x64x96' in command
+    meta['input']['shape'] = [1, 3, 64, 96]
+    assert trtexec(meta).splitlines()[0] == 'trtexec --onnx=engine.onnx --saveEngine=engine.plan --fp16'
+    assert "--onnx='a b/engine.onnx'" in trtexec(meta, 'a b/engine.onnx')
