@@ -24,6 +24,7 @@ from repvgg_mm.export.export import PRECISIONS, Target, export, load_deploy
 from repvgg_mm.export.networks import network_of
 from repvgg_mm.files.atomic import sha256_of
 from repvgg_mm.files.checkpoint import read_checkpoint
+from repvgg_mm.files.download import local_path
 from repvgg_mm.openmmlab.model import build_model
 
 METRICS = ('mIoU', 'coco/bbox_mAP')
@@ -63,7 +64,7 @@ def exported(cfg, args, target: Target) -> Engine:
     for path in sorted(folder.glob('engine.*')):
         if is_engine(path):
             engine = Engine(path, threads=torch.get_num_threads())
-            if engine.meta['source_sha256'] == sha256_of(args.checkpoint):
+            if engine.meta['source_sha256'] == sha256_of(local_path(args.checkpoint)):
                 return engine
     path = export(cfg, args.checkpoint, folder, target, overwrite=True, trust=args.trust_checkpoint).path
     return Engine(path, threads=torch.get_num_threads())

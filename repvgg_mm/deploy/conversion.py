@@ -83,7 +83,7 @@ def convert_checkpoint(
         form='deploy',
         arch=arch,
         source=Path(checkpoint_path).name,
-        source_sha256=sha256_of(checkpoint_path),
+        source_sha256=sha256_of(local_path(checkpoint_path)),
         worst_relative_error=errors[worst],
         versions=dict(repvgg_mm=__version__, torch=str(torch.__version__), mmengine=mmengine.__version__))
     meta |= dataset_meta_of(checkpoint)

@@ -227,7 +227,7 @@ def load_deploy(
         task='segmentation' if hasattr(model, 'encode_decode') else 'detection',
         model=type(model).__name__, arch=arch_of_config(cfg),
         classes=known.get('classes'), palette=known.get('palette'),
-        source=Path(checkpoint_path).name, source_sha256=sha256_of(checkpoint_path),
+        source=Path(checkpoint_path).name, source_sha256=sha256_of(local_path(checkpoint_path)),
         versions=dict(repvgg_mm=__version__, torch=str(torch.__version__), mmengine=mmengine.__version__))
 
 

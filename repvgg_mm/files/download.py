@@ -6,24 +6,40 @@ import difflib
 import http.client
 import os
 import re
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import torch
-from mmengine.dist import get_dist_info
-from mmengine.logging import print_log
-from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from ..errors import UserError
 
 WEB = ('http://', 'https://')
-# mmengine's own tables from names to addresses.
+
+
+def external_models() -> dict:
+    """mmengine's own table from names to addresses, as the two below it."""
+    from mmengine.runner.checkpoint import get_external_models
+    return get_external_models()
+
+
+def mmcls_models() -> dict:
+    from mmengine.runner.checkpoint import get_mmcls_models
+    return get_mmcls_models()
+
+
+def torchvision_models() -> dict:
+    from mmengine.runner.checkpoint import get_torchvision_models
+    return get_torchvision_models()
+
+
 HUBS = {
-    'openmmlab://': mmengine_checkpoint.get_external_models,
-    'open-mmlab://': mmengine_checkpoint.get_external_models,
-    'mmcls://': mmengine_checkpoint.get_mmcls_models,
-    'torchvision://': mmengine_checkpoint.get_torchvision_models,
-    'modelzoo://': mmengine_checkpoint.get_torchvision_models}
+    'openmmlab://': external_models,
+    'open-mmlab://': external_models,
+    'mmcls://': mmcls_models,
+    'torchvision://': torchvision_models,
+    'modelzoo://': torchvision_models,
+}
 SCHEMES = (*WEB, *HUBS)
 
 
@@ -41,10 +57,12 @@ def local_path(source: str | os.PathLike) -> Path:
     address = _address(source) if is_remote(source) else source
     if not is_remote(address):
         return Path(address).expanduser()
+
     name = Path(unquote(urlparse(address).path)).name
     if not name:
-        raise UserError(f'The address of a checkpoint ends in the name of a file, and {source} has none. '
-                        'Give the address of the file itself.')
+        raise UserError(
+            f'The address of a checkpoint ends in the name of a file, and {source} has none. '
+            'Give the address of the file itself.')
     return Path(torch.hub.get_dir()) / 'checkpoints' / name
 
 
@@ -58,27 +76,48 @@ def download(source: str) -> tuple[Path, bool]:
         UserError: it cannot be downloaded or has another sha256; nothing is then left behind.
     """
     path, address = local_path(source), _address(source)
-    rank, world_size = get_dist_info()
+    if not _is_distributed():
+        return path, _download_once(address, path)
+
+    rank, fresh = torch.distributed.get_rank(), False
     try:
-        fresh = rank == 0 and _download_once(address, path)
+        if rank == 0:
+            fresh = _download_once(address, path)
     finally:  # also when rank 0 fails, so that the others do not wait for ever
-        if world_size > 1:
-            torch.distributed.barrier()
-    return path, fresh or (rank > 0 and _download_once(address, path))
+        torch.distributed.barrier()
+    if rank > 0:
+        fresh = _download_once(address, path)
+    return path, fresh
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _download_once(address: str, path: Path) -> bool:
     if path.exists() or not address.startswith(WEB):
         return False
-    print_log(f'Downloading {address} to {path}', logger='current')
+
+    _tell(f'Downloading {address} to {path}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path), _hash_in(path.name), progress=os.isatty(2))
     except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
-        raise UserError(f'A checkpoint with an address is downloaded, and {address} could not be ({error}); nothing '
-                        f'was left in {path.parent}. Check the address and the network, or download the file and give '
-                        'its path.') from None
+        raise UserError(
+            f'A checkpoint with an address is downloaded, and {address} could not be ({error}); nothing '
+            f'was left in {path.parent}. Check the address and the network, or download the file and give '
+            'its path.') from None
     return True
+
+
+def _tell(text: str) -> None:
+    """In mmengine's log where there is one."""
+    try:
+        from mmengine.logging import print_log
+    except ImportError:
+        print(text, file=sys.stderr)
+        return
+    print_log(text, logger='current')
 
 
 def _address(source: str) -> str:
@@ -87,25 +126,36 @@ def _address(source: str) -> str:
     if scheme in WEB:
         return source
     if scheme not in HUBS:
-        raise UserError(f'A checkpoint is a path or has an address that starts with {", ".join(SCHEMES)}, and '
-                        f'{source} has another. Download the file and give its path.')
-    name = source.removeprefix(scheme)
-    if HUBS[scheme] is mmengine_checkpoint.get_external_models:
-        name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
+        raise UserError(
+            f'A checkpoint is a path or has an address that starts with {", ".join(SCHEMES)}, and '
+            f'{source} has another. Download the file and give its path.')
+
     try:
-        addresses = {key: address for key, address in HUBS[scheme]().items() if address}
+        from mmengine.runner import checkpoint as mmengine_checkpoint
+        known = {name: address for name, address in HUBS[scheme]().items() if address}
     except ImportError as error:
-        raise UserError(f'{scheme} takes its addresses from {error.name}, which is not installed. '
-                        f'Install it (pip install {error.name}), or give a URL or a path.') from None
-    if name not in addresses:
-        alike = difflib.get_close_matches(name, addresses, 3, 0.3)
-        raise UserError(f'{scheme} knows {len(addresses)} names, and {name!r} is none of them. '
-                        f'Choose one, such as {", ".join(alike or list(addresses)[:3])}, or give a URL or a path.')
-    address = addresses[name]
-    return address if is_remote(address) else str(Path(mmengine_checkpoint._get_mmengine_home()) / address)
+        raise UserError(
+            f'{scheme} takes its addresses from {error.name}, which is not installed. '
+            f'Install it (pip install {error.name}), or give a URL or a path.') from None
+
+    name = source.removeprefix(scheme)
+    if HUBS[scheme] is external_models:
+        name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
+    if name not in known:
+        alike = difflib.get_close_matches(name, known, 3, 0.3) or list(known)[:3]
+        raise UserError(
+            f'{scheme} knows {len(known)} names, and {name!r} is none of them. '
+            f'Choose one, such as {", ".join(alike)}, or give a URL or a path.')
+
+    address = known[name]
+    if is_remote(address):
+        return address
+    return str(Path(mmengine_checkpoint._get_mmengine_home()) / address)
 
 
 def _hash_in(name: str) -> str | None:
     """The first digits of the sha256 in a file name; eight digits that are a date are none."""
     found = re.search(r'-([0-9a-f]{8,64})\.[^.]+$', name)
-    return found[1] if found and not re.fullmatch(r'20\d\d[01]\d[0-3]\d', found[1]) else None
+    if found is None or re.fullmatch(r'20\d\d[01]\d[0-3]\d', found[1]):
+        return None
+    return found[1]

@@ -26,20 +26,24 @@ def globals_of_file(file: BinaryIO) -> list[str]:
 
 def globals_of_pickle(file: BinaryIO) -> Iterator[str]:
     """Names of the globals in the pickle at the file's position, which is then behind it."""
-    recent: list[object] = []  # what the last opcodes pushed; only strings matter
+    recent: list[object] = []  # what the last two opcodes pushed; only strings matter
     memo: dict[int, object] = {}
     try:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name in ('GLOBAL', 'INST'):
-                yield _todays_name(*argument.split(' ', 1))
+                module, name = argument.split(' ', 1)
+                yield _todays_name(module, name)
             elif opcode.name == 'STACK_GLOBAL':
-                yield _todays_name(*map(str, recent[-2:]))
+                yield _todays_name(*map(str, recent))
             elif opcode.name.startswith('EXT'):
                 yield f'copyreg.extension_{argument}'
+
             if opcode.name in MEMO:
-                memo[len(memo) if argument is None else argument] = recent[-1] if recent else None
+                place = len(memo) if argument is None else argument
+                memo[place] = recent[-1] if recent else None
             else:
-                recent = [*recent[-1:], memo.get(argument) if opcode.name in GET else argument]
+                pushed = memo.get(argument) if opcode.name in GET else argument
+                recent = [*recent[-1:], pushed]
     except (ValueError, UnicodeDecodeError):
         pass  # damaged, or no pickle
 
@@ -54,11 +58,12 @@ def _pickles_of(file: BinaryIO) -> Iterator[BinaryIO]:
     file.seek(0)
     if file.read(4) == b'PK\x03\x04':
         with zipfile.ZipFile(file) as archive:
-            for name in archive.namelist():
-                if name.endswith('.pkl'):
-                    with archive.open(name) as pickled:
-                        yield pickled
+            names = [name for name in archive.namelist() if name.endswith('.pkl')]
+            for name in names:
+                with archive.open(name) as pickled:
+                    yield pickled
         return
+
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode='r:') as archive:
