@@ -10,7 +10,7 @@ except ImportError as error:
         '(README, section "Set-up").') from error
 
 from .archs import ARCHS, Arch
-from .backbone import RepVGG, fast_dilations
+from .backbone import RepVGG
 from .block import RepVGGBlock
 from .convert import foreign_blocks  # noqa: F401  registers what it knows
 from .convert.compare import compare_models
@@ -22,6 +22,7 @@ from .errors import UserError
 from .files.checkpoint import read_checkpoint
 from .inference.prediction import predict
 from .openmmlab.amp import BFloat16OptimWrapper
+from .stages import fast_dilations
 from .version import __version__  # noqa: F401
 
 __all__ = [

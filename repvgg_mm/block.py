@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,9 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         squeezed = x.mean((2, 3), keepdim=True)                           # N, C, 1, 1
-        return x * self.conv2(self.conv1(squeezed).relu()).sigmoid()      # N, C, H, W
+        hidden = self.conv1(squeezed).relu()
+        weights = self.conv2(hidden).sigmoid()                            # N, C, 1, 1
+        return x * weights                                                # N, C, H, W
 
 
 class RepVGGBlock(nn.Module):
@@ -89,16 +92,17 @@ class RepVGGBlock(nn.Module):
         self.with_cp = with_cp
         self.se_after_act = se_after_act
 
-        def conv3x3(bias: bool) -> nn.Conv2d:
-            return nn.Conv2d(in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation,
-                             groups=groups, bias=bias, padding_mode=padding_mode)
+        conv3x3 = partial(
+            nn.Conv2d, in_channels, out_channels, 3, stride,
+            padding=dilation, dilation=dilation, groups=groups, padding_mode=padding_mode)
+        conv1x1 = partial(Conv1x1, in_channels, out_channels, 1, stride, groups=groups)
 
         if deploy:
             self.branch_reparam = conv3x3(bias=True)
         else:
-            conv1x1 = Conv1x1(in_channels, out_channels, 1, stride, groups=groups, bias=False)
-            self.branch_3x3 = nn.Sequential(OrderedDict(conv=conv3x3(bias=False), norm=norm(out_channels)))
-            self.branch_1x1 = nn.Sequential(OrderedDict(conv=conv1x1, norm=norm(out_channels)))
+            small, large = conv1x1(bias=False), conv3x3(bias=False)  # in the order in which they draw their weights
+            self.branch_3x3 = nn.Sequential(OrderedDict(conv=large, norm=norm(out_channels)))
+            self.branch_1x1 = nn.Sequential(OrderedDict(conv=small, norm=norm(out_channels)))
             self.branch_norm = norm(in_channels) if identity else None
             self.check_fusible()
         self.se_layer = SqueezeExcitation(out_channels, se_channels) if se_channels else nn.Identity()
@@ -110,14 +114,19 @@ class RepVGGBlock(nn.Module):
         return hasattr(self, 'branch_reparam')
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, use_reentrant=False,
-                              context_fn=lambda: (nullcontext(), self._statistics_untouched()))
-        return self._forward(x)
+        if not (self.with_cp and torch.is_grad_enabled()):
+            return self._forward(x)
+
+        def contexts() -> tuple:
+            return nullcontext(), self._statistics_untouched()
+
+        return checkpoint(self._forward, x, use_reentrant=False, context_fn=contexts)
 
     def _forward(self, x: Tensor) -> Tensor:  # N, C1, H, W
         x = self.convolve(x)                  # N, C2, H', W'
-        return self.se_layer(self.act(x)) if self.se_after_act else self.act(self.se_layer(x))
+        if self.se_after_act:
+            return self.se_layer(self.act(x))
+        return self.act(self.se_layer(x))
 
     def convolve(self, x: Tensor) -> Tensor:
         if self.deploy:
@@ -126,6 +135,7 @@ class RepVGGBlock(nn.Module):
             return self.branch_3x3.conv._conv_forward(x, *self.fuse())  # honours padding_mode
         if self.fuse_on_the_fly and self._sums_in_one_pass(x):
             return self._branch_sum(x)
+
         out = self.branch_3x3(x) + self.branch_1x1(x)
         return out if self.branch_norm is None else out + self.branch_norm(x)
 
@@ -137,11 +147,16 @@ class RepVGGBlock(nn.Module):
         """
         conv = self.branch_3x3.conv
         dtype = torch.promote_types(conv.weight.dtype, torch.float32)
-        kernel, bias = fuse_branches(
-            conv.weight, scale_shift(self.branch_3x3.norm, dtype),  # their product is of type dtype
-            self.branch_1x1.conv.weight.to(dtype), scale_shift(self.branch_1x1.norm, dtype),
-            None if self.branch_norm is None else scale_shift(self.branch_norm, dtype),
-            conv.groups)
+
+        norm_3x3 = scale_shift(self.branch_3x3.norm, dtype)
+        norm_1x1 = scale_shift(self.branch_1x1.norm, dtype)
+        norm_identity = None
+        if self.branch_norm is not None:
+            norm_identity = scale_shift(self.branch_norm, dtype)
+
+        weight_1x1 = self.branch_1x1.conv.weight.to(dtype)
+        kernel, bias = fuse_branches(  # the 3x3 weight becomes dtype by its product with the scale
+            conv.weight, norm_3x3, weight_1x1, norm_1x1, norm_identity, conv.groups)
         return kernel.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
     @torch.no_grad()
@@ -155,15 +170,12 @@ class RepVGGBlock(nn.Module):
         """
         if self.deploy:
             return
+
         self.check_fusible()
         conv, norm = self.branch_3x3
-        kernel, bias = self.fuse()
-        with torch.device('meta'):  # allocates nothing: the fused tensors become the parameters
-            fused = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, conv.padding,
-                              conv.dilation, conv.groups, padding_mode=conv.padding_mode)
-        fused.weight = nn.Parameter(kernel, requires_grad=conv.weight.requires_grad)
-        fused.bias = nn.Parameter(bias, requires_grad=_trains(norm))
+        fused = fused_conv(conv, norm, *self.fuse())
         fused.train(self.training)
+
         del self.branch_3x3, self.branch_1x1, self.branch_norm
         self.branch_reparam = fused
 
@@ -178,34 +190,45 @@ class RepVGGBlock(nn.Module):
         if self.branch_norm is not None:
             yield 'branch_norm', self.branch_norm
 
+    def _norms(self) -> list[nn.Module]:
+        return [norm for _, norm in self._named_norms()]
+
     def _statistics_frozen(self) -> bool:
-        return all(isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
-                   for _, norm in self._named_norms())
+        return all(_on_running_statistics(norm) for norm in self._norms())
 
     def _sums_in_one_pass(self, x: Tensor) -> bool:
         """Whether `branch_sum` can take this call: on a CPU, with plain norms, each on the statistics of this batch."""
         conv = self.branch_3x3.conv
-        positions = [-(-size // stride) for size, stride in zip(x.shape[2:], conv.stride)]
-        dtypes = {conv.weight.dtype} if torch.is_autocast_enabled('cpu') else {conv.weight.dtype, x.dtype}
-        return (x.is_cpu and dtypes in ({torch.float32}, {torch.float64}) and conv.padding_mode == 'zeros'
-                and len(x) * positions[0] * positions[1] > 1  # else torch's BatchNorm says what is wrong
-                and all(isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm) and norm.training
-                        and norm.running_mean is not None and norm.weight is not None
-                        for _, norm in self._named_norms()))
+        dtypes = {conv.weight.dtype}
+        if not torch.is_autocast_enabled('cpu'):
+            dtypes.add(x.dtype)
+        if not x.is_cpu or dtypes not in ({torch.float32}, {torch.float64}) or conv.padding_mode != 'zeros':
+            return False
+
+        rows, columns = (-(-size // stride) for size, stride in zip(x.shape[2:], conv.stride))
+        if len(x) * rows * columns <= 1:  # torch's BatchNorm says what is wrong
+            return False
+        return all(_on_batch_statistics(norm) for norm in self._norms())
 
     def _branch_sum(self, x: Tensor) -> Tensor:
         conv = self.branch_3x3.conv
-        norms = [_in_training(norm) for _, norm in self._named_norms()]
-        dtype = torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else x.dtype
+        norm_3x3, norm_1x1, *others = (_in_training(norm) for norm in self._norms())
+        norm_identity = others[0] if others else None
+        geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+
+        dtype = x.dtype
+        if torch.is_autocast_enabled('cpu'):
+            dtype = torch.get_autocast_dtype('cpu')
+        weight_3x3 = conv.weight.to(dtype)
+        weight_1x1 = self.branch_1x1.conv.weight.to(dtype)
+
         with torch.autocast('cpu', enabled=False):
-            return branch_sum(x.to(dtype), conv.weight.to(dtype), norms[0], self.branch_1x1.conv.weight.to(dtype),
-                              norms[1], norms[2] if norms[2:] else None,
-                              Geometry(conv.stride, conv.padding, conv.dilation, conv.groups))
+            return branch_sum(x.to(dtype), weight_3x3, norm_3x3, weight_1x1, norm_1x1, norm_identity, geometry)
 
     @contextmanager
     def _statistics_untouched(self) -> Iterator[None]:
         """While activations are computed again, norms update copies of their running statistics."""
-        norms = [] if self.deploy else [norm for _, norm in self._named_norms()]
+        norms = [] if self.deploy else self._norms()
         kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
         for norm, buffers in zip(norms, kept):
             for name, buffer in buffers.items():
@@ -227,6 +250,7 @@ def fuse_blocks(model: nn.Module) -> int:
         UserError: a block cannot be fused, named; no block of the model is then changed.
     """
     check_blocks(model)
+
     blocks = [block for _, block in named_blocks(model) if not block.deploy]
     for block in blocks:
         block.switch_to_deploy()
@@ -245,7 +269,9 @@ def check_blocks(model: nn.Module) -> None:
 
 def named_blocks(model: nn.Module) -> Iterator[tuple[str, RepVGGBlock]]:
     """Every RepVGGBlock in `model`, itself included, with its name as `named_modules` gives it."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, RepVGGBlock))
+    for name, module in model.named_modules():
+        if isinstance(module, RepVGGBlock):
+            yield name, module
 
 
 @contextmanager
@@ -253,6 +279,7 @@ def branch_by_branch(model: nn.Module) -> Iterator[None]:
     """Let every block compute the sum of its branches, in eval mode too: the truth that fusing is compared with."""
     blocks = [block for _, block in named_blocks(model)]
     before = [block.fuse_on_the_fly for block in blocks]
+
     for block in blocks:
         block.fuse_on_the_fly = False
     try:
@@ -262,20 +289,51 @@ def branch_by_branch(model: nn.Module) -> Iterator[None]:
             block.fuse_on_the_fly = fuse_on_the_fly
 
 
+@torch.no_grad()
+def fused_conv(conv: nn.Conv2d, norm: _BatchNorm, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
+    """The convolution with `kernel` and `bias` in the place of a branch of `conv` and `norm`.
+
+    Geometry and padding mode are those of `conv`. Its weight is trainable where that of `conv` is, its bias where
+    that of `norm` or of `conv` is. Dtype and device are those of the tensors.
+    """
+    with torch.device('meta'):  # allocates nothing: the fused tensors become the parameters
+        fused = nn.Conv2d(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, padding_mode=conv.padding_mode)
+
+    fused.weight = nn.Parameter(kernel, requires_grad=conv.weight.requires_grad)
+    fused.bias = nn.Parameter(bias, requires_grad=_trains(norm.bias) or _trains(conv.bias))
+    return fused
+
+
 def scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
     """`scale_shift_of_norm` of a BatchNorm, computed in `dtype`."""
     tensors = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    return scale_shift_of_norm(*(None if t is None else t.to(dtype) for t in tensors), norm.eps)
+    converted = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
+    return scale_shift_of_norm(*converted, norm.eps)
+
+
+def _on_running_statistics(norm: nn.Module) -> bool:
+    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+
+
+def _on_batch_statistics(norm: nn.Module) -> bool:
+    """A plain BatchNorm in training, with running statistics to update and weights to train."""
+    plain = isinstance(norm, _BatchNorm) and not isinstance(norm, nn.SyncBatchNorm)
+    return plain and norm.training and norm.running_mean is not None and norm.weight is not None
 
 
 def _in_training(norm: _BatchNorm) -> Norm:
+    """What `branch_sum` takes; counts the batch, as the norm's own forward does."""
     norm.num_batches_tracked.add_(1)
-    momentum = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
+    momentum = norm.momentum
+    if momentum is None:  # a plain average over all batches
+        momentum = 1 / norm.num_batches_tracked.item()
     return Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
 
 
-def _trains(norm: _BatchNorm) -> bool:
-    return norm.bias is not None and norm.bias.requires_grad
+def _trains(parameter: Tensor | None) -> bool:
+    return parameter is not None and parameter.requires_grad
 
 
 def check_norm(name: str, norm: nn.Module) -> None:
@@ -295,6 +353,7 @@ def check_statistics(name: str, mean: Tensor, var: Tensor) -> None:
     """Raise UserError, naming the layer, if a running mean is not finite or a variance is no variance."""
     if var.is_meta:
         return
+
     bad = ~(var >= 0) | ~mean.isfinite() | var.isinf()
     if bad.any():
         channel = int(bad.nonzero()[0])

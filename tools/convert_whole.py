@@ -4,8 +4,9 @@ import shlex
 from pathlib import Path
 
 from repvgg_mm.commands.flags import add_checkpoint, add_report, load_config, parser_with_config, run_tool
+from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.deploy.conversion import convert_checkpoint, write_deploy
-from repvgg_mm.deploy.costs import measure, report
+from repvgg_mm.deploy.costs import costs_table, measure_costs
 from repvgg_mm.files.atomic import check_output_file, check_output_folder
 from repvgg_mm.report.page import write_page
 
@@ -24,9 +25,10 @@ def main() -> None:
     check_output_folder(out, args.overwrite)
     check_output_file('--report', args.report, '.html', '.htm')
     cfg = load_config(args)
-    conversion = convert_checkpoint(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
-    costs = measure(conversion)
-    print(report(conversion, costs))
+    checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
+    conversion = convert_checkpoint(cfg, checkpoint, args.shape)
+    costs = measure_costs(conversion)
+    print(costs_table(conversion, costs))
     weights = write_deploy(conversion, out, args.format)
     config = out / 'deploy.py'
     command = shlex.join(['python', 'tools/test.py', str(config), str(weights)])

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from repvgg_mm.commands.flags import add_checkpoint, add_report, load_config, parser_with_config, run_tool
-from repvgg_mm.deploy.conversion import conversion_of
+from repvgg_mm.deploy.checkpoint import Checkpoint
+from repvgg_mm.deploy.conversion import convert_checkpoint
 from repvgg_mm.export.export import ENGINES, PRECISIONS, Target, export, trtexec
 from repvgg_mm.export.quantise import describe
 from repvgg_mm.files.atomic import check_output_file
@@ -59,7 +60,8 @@ def main() -> None:
         print(f'TensorRT, on a machine with a GPU (not run here):\n{trtexec(exported.meta, str(exported.path))}')
     if args.report:
         from repvgg_mm.report.pages import export_page
-        conversion = conversion_of(cfg, args.checkpoint, args.shape, trust=args.trust_checkpoint)
+        checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
+        conversion = None if checkpoint.form == 'deploy' else convert_checkpoint(cfg, checkpoint, args.shape)
         write_page(args.report, export_page(exported, cfg, Path(args.config).name, conversion))
         print(f'Report: {args.report}')
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..backbone import RepVGG
 from ..block import branch_by_branch
+from ..stages import Stages
 from .raw_outputs import raw_outputs
 
 
@@ -27,14 +27,18 @@ def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> d
     Raises:
         ValueError: the models do not have the same outputs, or none.
     """
-    expected, actual = _outputs(reference, inputs), _outputs(other, inputs)
-    shapes = [{name: tuple(tensor.shape) for name, tensor in outputs.items()} for outputs in (expected, actual)]
+    expected = _outputs(reference, inputs)
+    actual = _outputs(other, inputs)
     if not expected:
-        raise ValueError(f'Models are compared by their output tensors, and {type(reference).__name__} gave none. '
-                         'Pass inputs for which it returns tensors, in tuples, lists or dicts if it likes.')
-    if shapes[0] != shapes[1]:
-        raise ValueError(f'Models are compared output by output, but the shapes differ: {shapes[0]} and {shapes[1]}. '
-                         'Compare a model with its own deploy form.')
+        raise ValueError(
+            f'Models are compared by their output tensors, and {type(reference).__name__} gave none. '
+            'Pass inputs for which it returns tensors, in tuples, lists or dicts if it likes.')
+
+    expected_shapes, actual_shapes = _shapes(expected), _shapes(actual)
+    if expected_shapes != actual_shapes:
+        raise ValueError(
+            f'Models are compared output by output, but the shapes differ: {expected_shapes} and {actual_shapes}. '
+            'Compare a model with its own deploy form.')
     return {name: relative_error(expected[name], actual[name]) for name in expected}
 
 
@@ -43,21 +47,47 @@ def relative_error(expected: Tensor, actual: Tensor) -> float:
     expected, actual = expected.double(), actual.double()
     if not (expected.isfinite().all() and actual.isfinite().all()):
         return float('inf')
-    difference, scale = (actual - expected).abs().max().item(), expected.abs().max().item()
-    return difference / scale if scale else (float('inf') if difference else 0.0)
+
+    difference = (actual - expected).abs().max().item()
+    scale = expected.abs().max().item()
+    if scale:
+        return difference / scale
+    return float('inf') if difference else 0.0
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in eval mode and every module back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The tensors that each RepVGG inside and the model itself return, by name."""
     outputs: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, out, name=name: outputs.update(_flatten(name, out)))
-        for name, module in model.named_modules() if isinstance(module, RepVGG) and module is not model]
+
+    def record(name: str) -> Callable:
+        def hook(_module: nn.Module, _inputs: tuple, out: object) -> None:
+            outputs.update(_flatten(name, out))
+        return hook
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, Stages) and module is not model:
+            hooks.append(module.register_forward_hook(record(name)))
     try:
         with evaluating(model), branch_by_branch(model):
-            outputs.update(_flatten('output', raw_outputs(model, *inputs)))
+            out = raw_outputs(model, *inputs)
     finally:
         for hook in hooks:
             hook.remove()
+
+    outputs.update(_flatten('output', out))
     return outputs
 
 
@@ -72,13 +102,5 @@ def _flatten(name: str, out: object) -> Iterator[tuple[str, Tensor]]:
             yield from _flatten(f'{name}[{i}]', value)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in eval mode and every module back into its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+def _shapes(outputs: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in outputs.items()}

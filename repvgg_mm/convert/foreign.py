@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..block import check_norm, scale_shift
+from ..block import check_norm, fused_conv, scale_shift
 from ..errors import UserError
+from ..fusion import LinearBranch, fuse_sum
 
 
 class Branch(NamedTuple):
@@ -49,16 +50,17 @@ class FusedBlock(nn.Module):
         return x
 
 
-READERS: dict[str, Callable[[nn.Module], Parts | None]] = {}
+Reader = Callable[[nn.Module], Parts | None]
+READERS: dict[str, Reader] = {}
 
 
-def fusible(*names: str) -> Callable:
+def fusible(*names: str) -> Callable[[Reader], Reader]:
     """Register a function that takes blocks of these classes ('module.Class') apart: block -> Parts.
 
     It returns None for a block in deploy form, which then stays as it is. It is also asked for subclasses that
     inherit the class's forward; one with its own has to be registered itself.
     """
-    def register(reader: Callable[[nn.Module], Parts | None]) -> Callable[[nn.Module], Parts | None]:
+    def register(reader: Reader) -> Reader:
         READERS.update(dict.fromkeys(names, reader))
         return reader
     return register
@@ -67,7 +69,7 @@ def fusible(*names: str) -> Callable:
 def named_foreign_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Parts]]:
     """Name, block and parts of every registered block in training form."""
     for name, module in model.named_modules():
-        reader = _reader_of(module)
+        reader = reader_of(module)
         parts = reader(module) if reader else None
         if parts is not None:
             yield name, module, parts
@@ -83,10 +85,11 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
     names = []
     for name, block, parts in named_foreign_blocks(model):
         try:
-            fused[block] = _fuse(parts).train(block.training)
+            fused[block] = fuse_parts(parts).train(block.training)
         except UserError as error:
             raise UserError(f'{name}: {error}' if name else str(error)) from None
         names.append(name)
+
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # a shared child under each of its names
             if child in fused:
@@ -94,91 +97,88 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
     return fused.get(model, model), names
 
 
-def unknown_switches(model: nn.Module) -> list[str]:
-    """What looks fusible and is in no registry, as 'name (type)'.
-
-    That is: innermost modules with a method `switch_to_deploy`, and subclasses of registered blocks with a forward
-    of their own.
-    """
-    from ..backbone import RepVGG
-    from ..block import RepVGGBlock
-
-    def switches(module: nn.Module) -> bool:
-        return hasattr(module, 'switch_to_deploy')
-
-    def unknown(module: nn.Module) -> bool:
-        if isinstance(module, (RepVGG, RepVGGBlock)) or _reader_of(module) is not None:
-            return False
-        if any(_name_of(base) in READERS for base in type(module).__mro__):
-            return True
-        children = [child for child in module.modules() if child is not module]
-        return switches(module) and not any(switches(child) or isinstance(child, FusedBlock) for child in children)
-
-    return [f'{name or "the model"} ({_name_of(type(module))})' for name, module in model.named_modules()
-            if unknown(module)]
-
-
 @torch.no_grad()
-def _fuse(parts: Parts) -> FusedBlock:
-    """One convolution of the largest kernel: smaller ones are placed in its centre, an identity is a 1x1."""
+def fuse_parts(parts: Parts) -> FusedBlock:
+    """One convolution of the largest kernel, by `fuse_sum`, with the tail behind it.
+
+    Raises:
+        UserError: the branches are not one convolution, or a norm has no usable running statistics.
+    """
     convs = [branch.conv for branch in parts.branches if branch.conv is not None]
     if not convs:
-        raise UserError('Fusing needs a convolution to add the other branches to, and there is none. Register the '
-                        'block with one.')
+        raise UserError(
+            'Fusing needs a convolution to add the other branches to, and there is none. '
+            'Register the block with one.')
+
     widest = max(convs, key=lambda conv: conv.kernel_size)
     for conv in convs:
         _check_geometry(conv, widest)
+
     dtype = torch.promote_types(widest.weight.dtype, torch.float32)
-    kernel = torch.zeros_like(widest.weight, dtype=dtype)
-    bias = kernel.new_zeros(widest.out_channels)
-    for i, (conv, norm, factor) in enumerate(parts.branches):
-        check_norm(f'the norm of branch {i}', norm)
-        scale, shift = scale_shift(norm, dtype)
-        if conv is None:
-            conv_bias = None
-            weight = _identity_kernel(widest).to(kernel)
-        else:
-            conv_bias, weight = conv.bias, conv.weight.to(dtype)
-        low = [(k - small) // 2 for k, small in zip(kernel.shape[2:], weight.shape[2:])]
-        place = kernel[:, :, low[0]:low[0] + weight.shape[2], low[1]:low[1] + weight.shape[3]]
-        place += factor * weight * scale[:, None, None, None]
-        bias += factor * (shift if conv_bias is None else shift + conv_bias.to(dtype) * scale)
-    fused = nn.Conv2d(widest.in_channels, widest.out_channels, widest.kernel_size, widest.stride, widest.padding,
-                      widest.dilation, widest.groups, padding_mode=widest.padding_mode, device='meta')
-    fused.weight = nn.Parameter(kernel.to(widest.weight.dtype), requires_grad=widest.weight.requires_grad)
-    fused.bias = nn.Parameter(bias.to(widest.weight.dtype), requires_grad=widest.weight.requires_grad)
-    return FusedBlock(fused, parts.tail)
+    linear = []
+    for i, branch in enumerate(parts.branches):
+        check_norm(f'the norm of branch {i}', branch.norm)
+        if branch.conv is None:
+            _check_identity(widest)
+        linear.append(_linear(branch, dtype))
+
+    kernel, bias = fuse_sum(linear, widest.kernel_size, widest.groups)
+    norm = next(branch.norm for branch in parts.branches if branch.conv is widest)
+    stored = widest.weight.dtype
+    return FusedBlock(fused_conv(widest, norm, kernel.to(stored), bias.to(stored)), parts.tail)
 
 
-def _identity_kernel(conv: nn.Conv2d) -> Tensor:
+def reader_of(module: nn.Module) -> Reader | None:
+    """That of the nearest registered base, if the class computes as that base does."""
+    cls = type(module)
+    for base in cls.__mro__:
+        if full_name(base) in READERS:
+            return READERS[full_name(base)] if cls.forward is base.forward else None
+    return None
+
+
+def full_name(cls: type) -> str:
+    """Module and class, as `fusible` takes it."""
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
+def _linear(branch: Branch, dtype: torch.dtype) -> LinearBranch:
+    """The tensors of a branch, in `dtype`."""
+    norm = scale_shift(branch.norm, dtype)
+    if branch.conv is None:
+        return LinearBranch(None, norm, factor=branch.factor)
+
+    bias = branch.conv.bias
+    if bias is not None:
+        bias = bias.to(dtype)
+    return LinearBranch(branch.conv.weight.to(dtype), norm, bias, branch.factor)
+
+
+def _check_identity(conv: nn.Conv2d) -> None:
     if conv.in_channels != conv.out_channels or tuple(conv.stride) != (1, 1):
-        raise UserError('An identity branch needs as many output as input channels and stride 1, got '
-                        f'{conv.in_channels} to {conv.out_channels} channels and stride {conv.stride}. Register the '
-                        'block without that branch.')
-    width = conv.in_channels // conv.groups
-    return torch.eye(width).repeat(conv.groups, 1)[:, :, None, None]
+        raise UserError(
+            'An identity branch needs as many output as input channels and stride 1, got '
+            f'{conv.in_channels} to {conv.out_channels} channels and stride {conv.stride}. Register the '
+            'block without that branch.')
 
 
 def _check_geometry(conv: nn.Conv2d, widest: nn.Conv2d) -> None:
     """Both must see the same centre: odd kernels, equal stride and groups, padding that differs by the kernel alone."""
-    same = (conv.in_channels, conv.out_channels, conv.groups, tuple(conv.stride))
-    wanted = (widest.in_channels, widest.out_channels, widest.groups, tuple(widest.stride))
-    centred = all(
-        not isinstance(c.padding, str) and size % 2 == 1 and padding - dilation * (size // 2) == 0
-        for c in (conv, widest) for size, padding, dilation in zip(c.kernel_size, c.padding, c.dilation))
+    equal = all(
+        getattr(conv, name) == getattr(widest, name) for name in ('in_channels', 'out_channels', 'groups', 'stride'))
     spread = max(conv.kernel_size) == 1 or tuple(conv.dilation) == tuple(widest.dilation)
-    if same != wanted or not centred or not spread:
-        raise UserError('Branches are one convolution only if they have equal channels, groups and strides and odd '
-                        f'kernels centred on the same pixel, got {conv} beside {widest}. Leave this block out of the '
-                        'registry.')
+    if not equal or not spread or not _is_centred(conv) or not _is_centred(widest):
+        raise UserError(
+            'Branches are one convolution only if they have equal channels, groups and strides and odd '
+            f'kernels centred on the same pixel, got {conv} beside {widest}. Leave this block out of the '
+            'registry.')
 
 
-def _reader_of(module: nn.Module) -> Callable[[nn.Module], Parts | None] | None:
-    """That of the nearest registered base, if the class computes as that base does."""
-    cls = type(module)
-    base = next((base for base in cls.__mro__ if _name_of(base) in READERS), None)
-    return READERS[_name_of(base)] if base is not None and cls.forward is base.forward else None
-
-
-def _name_of(cls: type) -> str:
-    return f'{cls.__module__}.{cls.__qualname__}'
+def _is_centred(conv: nn.Conv2d) -> bool:
+    """Whether an output position reads the same distance to each side."""
+    if isinstance(conv.padding, str):
+        return False
+    for size, padding, dilation in zip(conv.kernel_size, conv.padding, conv.dilation):
+        if size % 2 == 0 or padding != dilation * (size // 2):
+            return False
+    return True

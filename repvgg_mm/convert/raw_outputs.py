@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
+
+DEFAULT_PROPOSALS = 1000
 
 
 def raw_outputs(model: nn.Module, *inputs: Tensor) -> object:
@@ -16,21 +17,31 @@ def raw_outputs(model: nn.Module, *inputs: Tensor) -> object:
     """
     if not is_two_stage(model):
         return model(*inputs)
+    from mmengine.structures import BaseDataElement, InstanceData  # mmdet is there, so MMEngine is too
+
     images, = inputs
-    features = model.extract_feat(images)
     height, width = images.shape[2:]
-    rpn = (model.test_cfg or {}).get('rpn') or {}
-    boxes = fixed_proposals(rpn.get('max_per_img', 1000), height, width).to(images)
+    settings = (model.test_cfg or {}).get('rpn') or {}
+    count = settings.get('max_per_img', DEFAULT_PROPOSALS)
+    boxes = fixed_proposals(count, height, width).to(images)
+
     proposals = [InstanceData(bboxes=boxes) for _ in images]
     samples = [BaseDataElement(metainfo=dict(img_shape=(height, width))) for _ in images]
-    first_stage = dict(rpn_head=model.rpn_head(features)) if model.with_rpn else {}
-    return dict(first_stage, roi_head=model.roi_head(features, proposals, samples))
+
+    outputs = {}
+    features = model.extract_feat(images)
+    if model.with_rpn:
+        outputs['rpn_head'] = model.rpn_head(features)
+    outputs['roi_head'] = model.roi_head(features, proposals, samples)
+    return outputs
 
 
 def is_two_stage(model: nn.Module) -> bool:
     """Whether `model` is a TwoStageDetector of mmdet, which is not imported for this."""
-    return any(cls.__module__.startswith('mmdet.') and cls.__name__ == 'TwoStageDetector'
-               for cls in type(model).__mro__)
+    for cls in type(model).__mro__:
+        if cls.__module__.startswith('mmdet.') and cls.__name__ == 'TwoStageDetector':
+            return True
+    return False
 
 
 def fixed_proposals(count: int, height: int, width: int) -> Tensor:
@@ -38,4 +49,6 @@ def fixed_proposals(count: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     sides = 32 ** (torch.rand(count, 2, generator=generator) - 1)         # of the image's, 1/32 to 1
     corners = torch.rand(count, 2, generator=generator) * (1 - sides)
-    return torch.cat([corners, corners + sides], 1) * torch.tensor([width, height, width, height])
+
+    boxes = torch.cat([corners, corners + sides], 1)
+    return boxes * torch.tensor([width, height, width, height])

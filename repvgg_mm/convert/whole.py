@@ -8,10 +8,11 @@ from os import PathLike
 
 from torch import nn
 
-from ..block import RepVGGBlock, check_blocks, fuse_blocks, named_blocks
+from ..block import check_blocks, fuse_blocks
 from ..errors import UserError
 from ..files.checkpoint import write_checkpoint
-from .foreign import FusedBlock, named_foreign_blocks, replace_foreign_blocks, unknown_switches
+from .blocks import fusible_or_fused, unknown_switches
+from .foreign import replace_foreign_blocks
 from .weights import load_strictly
 
 
@@ -43,40 +44,44 @@ def whole_model_convert(
         UserError: there is no RepVGG block, a block cannot be fused, two targets are given, or
             `deploy_model` does not fit. No model is then changed and nothing is written.
     """
-    for model in (train_model, *([] if deploy_model is None else [deploy_model])):
-        if not isinstance(model, nn.Module):
-            raise UserError(f'A model is converted, and {model!r} is a {type(model).__name__}. Load a file into its '
-                            'model first, or use tools/convert_whole.py; a file to write goes into save_path.')
+    _check_model(train_model)
+    if deploy_model is not None:
+        _check_model(deploy_model)
     if inplace and deploy_model is not None:
-        raise UserError('The deploy form goes into train_model (inplace=True) or into deploy_model, and both '
-                        'were given. Leave one of them out.')
+        raise UserError(
+            'The deploy form goes into train_model (inplace=True) or into deploy_model, and both '
+            'were given. Leave one of them out.')
     if not fusible_or_fused(train_model):
         raise UserError(
             f'Converting fuses RepVGG blocks, and {type(train_model).__name__} contains none. '
             "Build it with backbone=dict(type='RepVGG', ...) and convert the trained model.")
+
     converted = train_model if inplace else copy.deepcopy(train_model)
-    check_blocks(converted)
+    check_blocks(converted)  # before the first of them is changed
     converted, _ = replace_foreign_blocks(converted)
     fuse_blocks(converted)
-    unknown = unknown_switches(converted)
-    if unknown:
-        warnings.warn(f'Left as they are, because nothing says how to fuse them: {", ".join(unknown)}. Register their '
-                      'type with repvgg_mm.fusible (README, "Blocks of other libraries").', stacklevel=2)
+    _warn_of_unknown(converted)
+
     if deploy_model is not None:
         load_strictly(deploy_model, converted.state_dict(), 'the converted model')
         converted = deploy_model
     converted.eval()
+
     if save_path is not None:
         write_checkpoint(save_path, dict(meta=dict(form='deploy'), state_dict=converted.state_dict()))
     return converted
 
 
-def fusible_or_fused(model: nn.Module) -> bool:
-    """Whether `model` contains a block that converting fuses or has fused."""
-    return has_branches(model) or any(isinstance(module, (RepVGGBlock, FusedBlock)) for module in model.modules())
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f'A model is converted, and {model!r} is a {type(model).__name__}. Load a file into its '
+            'model first, or use tools/convert_whole.py; a file to write goes into save_path.')
 
 
-def has_branches(model: nn.Module) -> bool:
-    """Whether `model` contains a block in training form."""
-    return (any(not block.deploy for _, block in named_blocks(model))
-            or any(True for _ in named_foreign_blocks(model)))
+def _warn_of_unknown(model: nn.Module) -> None:
+    unknown = unknown_switches(model)
+    if unknown:
+        warnings.warn(
+            f'Left as they are, because nothing says how to fuse them: {", ".join(unknown)}. Register their '
+            'type with repvgg_mm.fusible (docs/convert.md, section "Blocks of other libraries").', stacklevel=3)

@@ -3,17 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from ..convert.weights import load_strictly, state_dict_of
+from ..files.atomic import sha256_of
+from ..files.checkpoint import read_checkpoint
+from ..files.download import local_path
+from ..layouts import form_of
+from ..openmmlab.model import build_model
 
 
-def dataset_meta_of(checkpoint: Mapping) -> dict:
-    """`dataset_meta` with the classes and palette that a checkpoint names, or nothing.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is in a file of weights. It is passed on, so that the file is read, checked and hashed once.
 
-    The toolboxes' inference interfaces look for it.
+    `source` is the path or address that was given, `content` all that the file holds, `weights` its tensors
+    without prefixes of wrappers, `form` 'training', 'deploy' or None where no name is a RepVGG's.
     """
-    dataset = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
-    if 'classes' not in dataset:
-        return {}
-    return dict(dataset_meta={
-        key: np.asarray(dataset[key]).tolist() for key in ('classes', 'palette') if key in dataset})
+
+    source: str
+    content: Mapping
+    weights: dict[str, Tensor]
+    form: str | None
+    sha256: str
+
+    @classmethod
+    def read(cls, source: str | PathLike, *, trust: bool = False) -> Checkpoint:
+        """Read a file as `read_checkpoint` does.
+
+        Raises:
+            UserError: it is missing, damaged, needs code to be run, or holds no tensors.
+        """
+        source = str(source)
+        content = read_checkpoint(source, trust=trust)
+        weights = state_dict_of(content, source)
+        return cls(source, content, weights, form_of(weights), sha256_of(local_path(source)))
+
+    @property
+    def name(self) -> str:
+        """Of the file, without its folder."""
+        return Path(self.source).name
+
+    @property
+    def dataset_meta(self) -> dict:
+        """`classes` and `palette`, as far as the checkpoint names them; the toolboxes' inference looks for these."""
+        meta = self.content.get('meta') or {}
+        known = meta.get('dataset_meta') or {}
+        if 'classes' not in known:
+            return {}
+
+        found = {}
+        for key in ('classes', 'palette'):
+            if key in known:
+                found[key] = np.asarray(known[key]).tolist()
+        return found
+
+
+def load_model(cfg: Config, checkpoint: Checkpoint) -> nn.Module:
+    """The model of `cfg` in eval mode, with all weights of `checkpoint`.
+
+    Raises:
+        UserError: the config names what there is not, or the weights do not fit it completely.
+    """
+    model = build_model(cfg)
+    load_strictly(model, checkpoint.content, checkpoint.source)
+    return model.eval()

@@ -1,61 +1,110 @@
-"""What both forms of a converted model cost, and the table that says so."""
+"""What both forms of a converted model cost, and the rows and the table that say so."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from ..block import RepVGGBlock
-from ..convert.foreign import FusedBlock
+from ..convert.blocks import blocks_of
 from ..convert.measure import Latency, count_macs, count_parameters, form_latency
 from ..convert.raw_outputs import is_two_stage
 from .conversion import Conversion
 
+NAME_WIDTH = 34
 
-@dataclass
+
+@dataclass(frozen=True)
 class Costs:
     """What the two forms of a conversion cost, training form first; `latency` is that of `form_latency`."""
 
     blocks: int
     parameters: tuple[int, int]
     macs: tuple[int, int]
-    latency: dict[str, Latency]
+    latency: Mapping[str, Latency]
 
 
-def measure(conversion: Conversion) -> Costs:
-    """Parameters, FLOPs and latency of both forms."""
-    models, inputs = (conversion.trained, conversion.deploy), conversion.inputs
+class CostRow(NamedTuple):
+    """One row of a table of both forms; `training` and `deploy` are None where the row has no such figure."""
+
+    name: str
+    training: float | None
+    deploy: float | None
+    digits: int
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """Both figures as every table shows them."""
+        return _text(self.training, self.digits), _text(self.deploy, self.digits)
+
+
+def measure_costs(conversion: Conversion) -> Costs:
+    """Parameters, multiply-accumulates and latency of both forms."""
+    trained, deploy, inputs = conversion.trained, conversion.deploy, conversion.inputs
     return Costs(
-        sum(isinstance(module, (RepVGGBlock, FusedBlock)) for module in conversion.deploy.modules()),
-        tuple(count_parameters(model) for model in models), tuple(count_macs(model, inputs) for model in models),
-        form_latency(*models, inputs))
+        blocks=len(blocks_of(deploy)),
+        parameters=(count_parameters(trained), count_parameters(deploy)),
+        macs=(count_macs(trained, inputs), count_macs(deploy, inputs)),
+        latency=form_latency(trained, deploy, inputs))
 
 
-def report(conversion: Conversion, costs: Costs) -> str:
-    """A table of both forms: blocks, parameters, FLOPs, latency; and the worst error of each output."""
+def size_rows(parameters: tuple[int, int], macs: tuple[int, int] | None = None) -> list[CostRow]:
+    """Millions of parameters, and GFLOPs (two for a multiply-accumulate)."""
+    rows = [CostRow('parameters (million)', parameters[0] / 1e6, parameters[1] / 1e6, 2)]
+    if macs is not None:
+        rows.append(CostRow('GFLOPs', 2 * macs[0] / 1e9, 2 * macs[1] / 1e9, 2))
+    return rows
+
+
+def latency_rows(latency: Mapping[str, Latency]) -> list[CostRow]:
+    """Medians of `form_latency`, in milliseconds."""
+    branches, training, deploy = (latency[name].median_ms for name in ('branches', 'training', 'deploy'))
+    return [
+        CostRow('latency, branch by branch (ms)', branches, None, 1),
+        CostRow('latency, as evaluated (ms)', training, deploy, 1),
+    ]
+
+
+def cost_rows(costs: Costs) -> list[CostRow]:
+    """All that a conversion's table and its page say of `costs`."""
+    return size_rows(costs.parameters, costs.macs) + latency_rows(costs.latency)
+
+
+def table_of_forms(rows: list[tuple[str, str, str]]) -> str:
+    """Name, training form and deploy form in aligned columns."""
+    lines = [
+        f'| {"":<{NAME_WIDTH}} | {"training form":>14} | {"deploy form":>14} |',
+        f'|{"-" * (NAME_WIDTH + 2)}|{"-" * 15}:|{"-" * 15}:|',
+    ]
+    for name, training, deploy in rows:
+        lines.append(f'| {name:<{NAME_WIDTH}} | {training:>14} | {deploy:>14} |')
+    return '\n'.join(lines)
+
+
+def costs_table(conversion: Conversion, costs: Costs) -> str:
+    """The worst error of each output, then a table of what both forms cost, then what the figures depend on."""
     height, width = conversion.inputs.shape[2:]
-    latency = costs.latency
     lines = [
         f'{costs.blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of '
-        f'{height}x{width}:',
-        *(f'  {name}: relative error {error:.1e}' for name, error in conversion.errors.items()),
-        '',
-        f'| {"":<30} | {"training form":>14} | {"deploy form":>14} |',
-        f'|{"-" * 32}|{"-" * 15}:|{"-" * 15}:|']
-    rows = [
-        ('parameters (million)', *(f'{count / 1e6:.2f}' for count in costs.parameters)),
-        ('GFLOPs', *(f'{2 * macs / 1e9:.2f}' for macs in costs.macs)),
-        ('latency, branch by branch (ms)', f'{latency["branches"].median_ms:.1f}', ''),
-        ('latency, as evaluated (ms)', f'{latency["training"].median_ms:.1f}', f'{latency["deploy"].median_ms:.1f}')]
-    lines += [f'| {name:<30} | {before:>14} | {after:>14} |' for name, before, after in rows]
-    return '\n'.join([*lines, conditions(conversion)])
+        f'{height}x{width}:']
+    for name, error in conversion.errors.items():
+        lines.append(f'  {name}: relative error {error:.1e}')
+
+    rows = [(row.name, *row.texts) for row in cost_rows(costs)]
+    return '\n'.join([*lines, '', table_of_forms(rows), conditions(conversion)])
 
 
 def conditions(conversion: Conversion) -> str:
-    """What the figures of `measure` depend on."""
+    """What the figures of `measure_costs` depend on."""
     height, width = conversion.inputs.shape[2:]
     device = next(conversion.deploy.parameters()).device
     proposals = ', fixed proposals' if is_two_stage(conversion.deploy) else ''
-    return (f'Latency: median of interleaved calls, 1 image of {height}x{width}{proposals}, {device}, '
-            f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
+    return (
+        f'Latency: median of interleaved calls, 1 image of {height}x{width}{proposals}, {device}, '
+        f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
+
+
+def _text(value: float | None, digits: int) -> str:
+    return '' if value is None else f'{value:.{digits}f}'

@@ -11,7 +11,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..errors import UserError
-from .conversion import conversion_of, write_deploy
+from .checkpoint import Checkpoint
+from .conversion import convert_checkpoint, write_deploy
 
 
 @HOOKS.register_module()
@@ -38,28 +39,39 @@ class RepVGGConvertHook(Hook):
     def after_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
+
         refused = []
         for path in written_checkpoints(runner):
             try:
-                conversion = conversion_of(Config(runner.cfg.to_dict()), path, self.shape)
+                said = self._convert(path, runner.cfg)
             except UserError as error:
                 refused.append(f'{path.name} was not converted. {error}')
-                continue
-            if conversion is None:
-                runner.logger.info(f'{path} is in deploy form already.')
-                continue
-            weights = write_deploy(conversion, path.parent, stem=f'{path.stem}_deploy')
-            worst = max(conversion.errors.values())
-            runner.logger.info(f'Wrote {weights} and {weights.with_suffix(".py")}, relative error {worst:.1e}.')
+            else:
+                runner.logger.info(said)
+
         if refused:
             raise UserError('\n'.join(refused))
+
+    def _convert(self, path: Path, cfg: Config) -> str:
+        """Write the deploy form of a checkpoint beside it; returns what was done."""
+        checkpoint = Checkpoint.read(path)
+        if checkpoint.form == 'deploy':
+            return f'{path} is in deploy form already.'
+
+        conversion = convert_checkpoint(cfg, checkpoint, self.shape)
+        weights = write_deploy(conversion, path.parent, stem=f'{path.stem}_deploy')
+        worst = max(conversion.errors.values())
+        return f'Wrote {weights} and {weights.with_suffix(".py")}, relative error {worst:.1e}.'
 
 
 def written_checkpoints(runner: Runner) -> list[Path]:
     """The last and the best checkpoints that the Runner's CheckpointHooks have written and that are still there."""
-    paths = []
+    names = []
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook):
-            best = getattr(hook, 'best_ckpt_path', None)
-            paths += [getattr(hook, 'last_ckpt', None), best, *getattr(hook, 'best_ckpt_path_dict', {}).values()]
-    return [path for path in map(Path, dict.fromkeys(filter(None, paths))) if path.is_file()]
+            names.append(getattr(hook, 'last_ckpt', None))
+            names.append(getattr(hook, 'best_ckpt_path', None))
+            names += getattr(hook, 'best_ckpt_path_dict', {}).values()
+
+    paths = [Path(name) for name in dict.fromkeys(names) if name]
+    return [path for path in paths if path.is_file()]

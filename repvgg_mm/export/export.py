@@ -19,17 +19,15 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from ..convert.compare import relative_error
-from ..convert.weights import load_strictly, state_dict_of
-from ..deploy.checkpoint import dataset_meta_of
+from ..convert.weights import load_strictly
+from ..deploy.checkpoint import Checkpoint
 from ..deploy.config import deploy_config
 from ..deploy.conversion import convert_checkpoint, in_channels
 from ..engine.description import save_openvino, write_meta
 from ..engine.detections import check_settings, level_sizes
 from ..engine.engine import Engine, optional
 from ..errors import UserError
-from ..files.atomic import atomic_folder, check_output_folder, sha256_of
-from ..files.checkpoint import read_checkpoint
-from ..layouts import form_of
+from ..files.atomic import atomic_folder, check_output_folder
 from ..openmmlab.data import check_dataset, validation_set
 from ..openmmlab.model import arch_of_config, build_model, check_size, decode_head_of, shape_of_config
 from ..openmmlab.preprocessing import Preprocessing
@@ -215,19 +213,19 @@ def load_deploy(
         UserError: no engine can be made of such a model, the checkpoint does not fit the config, or converting
             refuses.
     """
-    checkpoint = read_checkpoint(checkpoint_path, trust=trust)
+    checkpoint = Checkpoint.read(checkpoint_path, trust=trust)
     model = build_model(deploy_config(cfg)).eval()
     network_of(model, argmax=target.argmax)
-    if form_of(state_dict_of(checkpoint, str(checkpoint_path))) == 'deploy':
-        load_strictly(model, checkpoint, str(checkpoint_path))
+    if checkpoint.form == 'deploy':
+        load_strictly(model, checkpoint.content, checkpoint.source)
     else:
-        model = convert_checkpoint(cfg, checkpoint_path, target.shape, trust=trust).deploy
-    known = dataset_meta_of(checkpoint).get('dataset_meta', {})
+        model = convert_checkpoint(cfg, checkpoint, target.shape).deploy
+    known = checkpoint.dataset_meta
     return model, dict(
         task='segmentation' if hasattr(model, 'encode_decode') else 'detection',
         model=type(model).__name__, arch=arch_of_config(cfg),
         classes=known.get('classes'), palette=known.get('palette'),
-        source=Path(checkpoint_path).name, source_sha256=sha256_of(local_path(checkpoint_path)),
+        source=checkpoint.name, source_sha256=checkpoint.sha256,
         versions=dict(repvgg_mm=__version__, torch=str(torch.__version__), mmengine=mmengine.__version__))
 
 

@@ -15,8 +15,9 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import BaseDataElement
 
+from ..convert.blocks import fusible_or_fused
 from ..convert.weights import load_strictly
-from ..convert.whole import fusible_or_fused, whole_model_convert
+from ..convert.whole import whole_model_convert
 from ..deploy.config import deploy_config
 from ..engine.engine import Engine, is_engine
 from ..engine.model import EngineModel

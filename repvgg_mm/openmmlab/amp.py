@@ -14,6 +14,8 @@ from torch import nn
 
 from ..errors import UserError
 
+KNOWN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper')
+
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
@@ -36,20 +38,25 @@ def use_amp(optim_wrapper: ConfigDict, dtype: str | None) -> None:
     Raises:
         UserError: the config has another wrapper than MMEngine's, or float16 was asked for without a GPU.
     """
-    gpu, asked_for = torch.cuda.is_available(), dtype
-    dtype = dtype or ('float16' if gpu else 'bfloat16')
-    if dtype == 'float16' and not gpu:
-        raise UserError('float16 needs a GPU, whose loss scaling torch has no CPU counterpart for, and none was found. '
-                        'Use --amp alone, which is bfloat16 on a CPU.')
-    if optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper'):
-        raise UserError(f'--amp works with OptimWrapper, and this config has {optim_wrapper.type}. '
-                        'Set optim_wrapper.type in the config instead.')
-    if dtype == 'bfloat16':
+    gpu = torch.cuda.is_available()
+    default = 'float16' if gpu else 'bfloat16'
+    chosen = dtype or default
+
+    if chosen == 'float16' and not gpu:
+        raise UserError(
+            'float16 needs a GPU, whose loss scaling torch has no CPU counterpart for, and none was found. '
+            'Use --amp alone, which is bfloat16 on a CPU.')
+    if optim_wrapper.get('type', 'OptimWrapper') not in KNOWN_WRAPPERS:
+        raise UserError(
+            f'--amp works with OptimWrapper, and this config has {optim_wrapper.type}. '
+            'Set optim_wrapper.type in the config instead.')
+
+    if chosen == 'bfloat16':
         optim_wrapper.type = 'BFloat16OptimWrapper'
-        for option in ('loss_scale', 'dtype', 'use_fsdp'):
+        for option in ('loss_scale', 'dtype', 'use_fsdp'):  # of AmpOptimWrapper
             optim_wrapper.pop(option, None)
     else:
         optim_wrapper.type = 'AmpOptimWrapper'
         optim_wrapper.setdefault('loss_scale', 'dynamic')
-        if asked_for:
+        if dtype:
             optim_wrapper.dtype = dtype

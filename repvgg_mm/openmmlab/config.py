@@ -13,10 +13,10 @@ from mmengine.config import Config, ConfigDict
 from ..errors import UserError, first_line
 
 STACK = "Install a stack: pip install --no-build-isolation -e '.[openmmlab]', or '.[onedl]'"
-INSTALL = {
-    'mmseg': STACK, 'mmdet': STACK,
-    'mmpretrain': "Install the extra: pip install -e '.[openmmlab-classification]', or '.[onedl-classification]', and "
-                  'the torchvision that belongs to your torch'}
+CLASSIFICATION = (
+    "Install the extra: pip install -e '.[openmmlab-classification]', or '.[onedl-classification]', and "
+    'the torchvision that belongs to your torch')
+INSTALL = {'mmseg': STACK, 'mmdet': STACK, 'mmpretrain': CLASSIFICATION}
 
 
 def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
@@ -27,22 +27,29 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'A config is a Python file, and {path} is {"a folder" if path.is_dir() else "missing"}. Those '
-                        'of this project are in configs/.')
+        found = 'a folder' if path.is_dir() else 'missing'
+        raise UserError(
+            f'A config is a Python file, and {path} is {found}. Those of this project are in configs/.')
+
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program of the user's
-        raise UserError(f'A config is Python that MMEngine can merge with its bases, and {path} is not '
-                        f'({type(error).__name__}: {error}). Compare it with a file in configs/.') from None
+        raise UserError(
+            f'A config is Python that MMEngine can merge with its bases, and {path} is not '
+            f'({type(error).__name__}: {error}). Compare it with a file in configs/.') from None
+
     if options is not None:
         try:
             cfg.merge_from_dict(options)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f'--cfg-options overrides settings that {path} can have, and {options} does not '
-                            f'fit it ({type(error).__name__}: {error}). Compare the names with the config.') from None
+            raise UserError(
+                f'--cfg-options overrides settings that {path} can have, and {options} does not '
+                f'fit it ({type(error).__name__}: {error}). Compare the names with the config.') from None
+
     if 'model' not in cfg:
-        raise UserError(f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
-                        'Give a config of configs/ rather than one of configs/_base_/.')
+        raise UserError(
+            f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
+            'Give a config of configs/ rather than one of configs/_base_/.')
     return cfg
 
 
@@ -54,8 +61,15 @@ def import_toolbox(cfg: Config) -> None:
         if scope != 'mmengine':
             importlib.import_module(f'{scope}.models')
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
-        raise UserError(f'The default_scope of this config is {scope}, which cannot be imported ({error}). '
-                        f'{INSTALL.get(scope, f"Install {scope}")} (README, section "Set-up").') from None
+        command = INSTALL.get(scope, f'Install {scope}')
+        raise UserError(
+            f'The default_scope of this config is {scope}, which cannot be imported ({error}). '
+            f'{command} (docs/install.md).') from None
+
+
+def copy_of(cfg: Config) -> Config:
+    """A config that can be changed without changing `cfg`."""
+    return Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
 
 
 def config_dicts(part: object) -> Iterator[ConfigDict]:
@@ -75,5 +89,6 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (TypeError, KeyError) as error:
-        raise UserError('A config describes parts and options that its toolbox has, and this one does not '
-                        f'({first_line(error)}). Compare it with a file in configs/.') from error
+        raise UserError(
+            'A config describes parts and options that its toolbox has, and this one does not '
+            f'({first_line(error)}). Compare it with a file in configs/.') from error

@@ -1,8 +1,10 @@
-"""What a config says of its data: whether they are there, and the validation set."""
+"""What a config says of its data: whether they are there, its datasets, the colours of its classes."""
 
 from __future__ import annotations
 
+import colorsys
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -12,69 +14,88 @@ from mmengine.registry import DATASETS, init_default_scope
 from ..errors import UserError, first_line
 from .config import config_dicts
 
+GOLDEN_SECTION = 0.618
+
+
+def innermost_dataset(dataset: Mapping) -> Mapping:
+    """The settings of the data set inside a RepeatDataset and its like."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
 
 def check_dataset(cfg: Config, split: str) -> None:
     """Raise UserError if a folder or file of this machine that the dataset of `split` reads is missing."""
-    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-    while 'dataset' in dataset:  # RepeatDataset and its like
-        dataset = dataset['dataset']
+    loader = cfg.get(f'{split}_dataloader') or {}
+    dataset = innermost_dataset(loader.get('dataset') or {})
     if dataset.get('backend_args') or '://' in str(dataset.get('data_root')):
         return  # not a folder of this machine
+
     root = Path(dataset.get('data_root') or '')
     prefix = dataset.get('data_prefix') or {}
-    content = [*(prefix.values() if isinstance(prefix, dict) else [prefix]), dataset.get('ann_file')]
-    content = [path for path in content if isinstance(path, str) and path]
+    folders = prefix.values() if isinstance(prefix, dict) else [prefix]
+    named = [*folders, dataset.get('ann_file')]
+
+    content = [path for path in named if isinstance(path, str) and path]
     missing = [path for path in content if not (root / path).exists()]
     if missing:
+        verb = 'is' if len(missing) == 1 else 'are'
         raise UserError(
-            f'{dataset.get("type")} reads {" and ".join(content)} in the folder {root}, where {" and ".join(missing)} '
-            f'{"is" if len(missing) == 1 else "are"} missing: put the dataset there or set '
-            f'{split}_dataloader.dataset.data_root (README, section "Datasets").')
+            f'{dataset.get("type")} reads {" and ".join(content)} in the folder {root}, where '
+            f'{" and ".join(missing)} {verb} missing: put the dataset there or set '
+            f'{split}_dataloader.dataset.data_root (docs/train.md, section "Datasets").')
 
 
-def validation_set(cfg: Config) -> object:
+def validation_set(cfg: Config) -> BaseDataset:
     """The data set of `val_dataloader`.
 
     Raises:
         UserError: the config has none, its files are not there, or it cannot be built.
     """
-    if not (cfg.get('val_dataloader') or {}).get('dataset'):
+    loader = cfg.get('val_dataloader') or {}
+    if not loader.get('dataset'):
         raise UserError('Images come from val_dataloader, and this config has none. Add it to the config.')
+
     check_dataset(cfg, 'val')
     try:
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        if not len(dataset):
-            raise UserError('Images come from val_dataloader, and its data set has none. Put the data there.')
-        return dataset
-    except UserError:
-        raise
+        size = len(dataset)
     except Exception as error:  # a data set is a program, and what a damaged one raises is up to it
-        raise UserError(f'The validation set of the config cannot be read ({first_line(error)}). Check '
-                        'val_dataloader.dataset and its files.') from None
+        raise UserError(
+            f'The validation set of the config cannot be read ({first_line(error)}). Check '
+            'val_dataloader.dataset and its files.') from None
 
-
-def training_set(cfg: Config) -> BaseDataset:
-    """The config's training set with its test pipeline; raises UserError as `calibration_images`."""
-    tested = cfg.get('val_dataloader') or cfg.get('test_dataloader')
-    if not cfg.get('train_dataloader') or not tested:
-        raise UserError('Quantising takes images of the train_dataloader through the pipeline of the val_dataloader, '
-                        f'and this config lacks {"the first" if tested else "the second"}. Add it.')
-    check_dataset(cfg, 'train')
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    part = copy.deepcopy(_innermost(cfg.train_dataloader.dataset))
-    for piece in config_dicts(part):
-        if 'pipeline' in piece:
-            piece.pipeline = _innermost(tested.dataset).pipeline
-    dataset = DATASETS.build(part)
-    if not len(dataset):
-        raise UserError(f'Quantising measures ranges on training images, and this {type(dataset).__name__} has none. '
-                        'Check train_dataloader.dataset.')
+    if not size:
+        raise UserError('Images come from val_dataloader, and its data set has none. Put the data there.')
     return dataset
 
 
-def _innermost(dataset: dict) -> dict:
-    while 'dataset' in dataset:  # RepeatDataset and its like
-        dataset = dataset['dataset']
+def training_set(cfg: Config) -> BaseDataset:
+    """The config's training set with the pipeline of its tests, from which quantising takes its images.
+
+    Raises:
+        UserError: the config has no training data or no test, or the data are missing.
+    """
+    tested = cfg.get('val_dataloader') or cfg.get('test_dataloader')
+    if not cfg.get('train_dataloader') or not tested:
+        lacking = 'the first' if tested else 'the second'
+        raise UserError(
+            'Quantising takes images of the train_dataloader through the pipeline of the val_dataloader, '
+            f'and this config lacks {lacking}. Add it.')
+
+    check_dataset(cfg, 'train')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    settings = copy.deepcopy(innermost_dataset(cfg.train_dataloader.dataset))
+    pipeline = innermost_dataset(tested.dataset).pipeline
+    for part in config_dicts(settings):
+        if 'pipeline' in part:
+            part.pipeline = pipeline
+
+    dataset = DATASETS.build(settings)
+    if not len(dataset):
+        raise UserError(
+            f'Quantising measures ranges on training images, and this {type(dataset).__name__} has none. '
+            'Check train_dataloader.dataset.')
     return dataset
 
 
@@ -84,6 +105,21 @@ def complete_test_set(cfg: Config) -> None:
         if cfg.get(f'test_{part}') is None:
             cfg[f'test_{part}'] = cfg.get(f'val_{part}')
         if cfg[f'test_{part}'] is None:
-            raise UserError(f'A metric needs images with annotations and an evaluator, and this config has neither '
-                            f'test_{part} nor val_{part}. Add one.')
+            raise UserError(
+                'A metric needs images with annotations and an evaluator, and this config has neither '
+                f'test_{part} nor val_{part}. Add one.')
     cfg.test_cfg = cfg.get('test_cfg') or dict(type='TestLoop')
+
+
+def palette_of(classes: Sequence[str], palette: Sequence | None) -> list[tuple[int, int, int]]:
+    """RGB of each class and of what else `palette` holds; made up for classes past its end."""
+    colours = [tuple(map(int, colour)) for colour in palette or ()]
+    colours += [_made_up_colour(number) for number in range(len(colours), len(classes))]
+    return colours
+
+
+def _made_up_colour(number: int) -> tuple[int, int, int]:
+    """Hues a golden section apart, so that neighbours differ."""
+    hue = number * GOLDEN_SECTION % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,4 +1,4 @@
-"""What a config does to an image before the network sees it."""
+"""What a config's data preprocessor does to an image before the network sees it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,21 @@ class Preprocessing:
         Raises:
             UserError: it pads to a fixed size.
         """
-        part = next((part['data_preprocessor'] for part in config_dicts(cfg.model) if part.get('data_preprocessor')),
-                    cfg.get('data_preprocessor') or {})
-        padding = part.get('test_cfg') or {}  # of mmseg; mmdet pads by pad_size_divisor
+        settings = cfg.get('data_preprocessor') or {}
+        for part in config_dicts(cfg.model):
+            if part.get('data_preprocessor'):
+                settings = part['data_preprocessor']
+                break
+
+        padding = settings.get('test_cfg') or {}  # of mmseg; mmdet pads by pad_size_divisor
         if padding.get('size'):
-            raise UserError(f'An engine pads images to a multiple, and this data_preprocessor pads them to '
-                            f'{padding["size"]} in tests. Export with that --shape and without '
-                            'data_preprocessor.test_cfg.')
-        return cls(part.get('mean'), part.get('std'), bool(part.get('bgr_to_rgb') or part.get('rgb_to_bgr')),
-                   padding.get('size_divisor') or part.get('pad_size_divisor') or 1,
-                   part.get('pad_val', part.get('pad_value', 0)))
+            raise UserError(
+                'An engine pads images to a multiple, and this data_preprocessor pads them to '
+                f'{padding["size"]} in tests. Export with that --shape and without data_preprocessor.test_cfg.')
+
+        return cls(
+            mean=settings.get('mean'),
+            std=settings.get('std'),
+            swap_channels=bool(settings.get('bgr_to_rgb') or settings.get('rgb_to_bgr')),
+            pad_divisor=padding.get('size_divisor') or settings.get('pad_size_divisor') or 1,
+            pad_value=settings.get('pad_val', settings.get('pad_value', 0)))

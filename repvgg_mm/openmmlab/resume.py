@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,67 @@ from ..errors import UserError
 from ..files.checkpoint import read_checkpoint
 
 SEEDS = 1 << 32  # numpy's generator takes a seed below it
+SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
+RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoint that training can go on from
+
+
+def resume_latest(cfg: Config, *, trust: bool = False) -> str:
+    """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, see `resume_from`.
+
+    The latest is the one that `last_checkpoint` names or, if that one is not there, the newest
+    `iter_*.pth` or `epoch_*.pth`. Returns its path.
+
+    Raises:
+        UserError: there is none, or training cannot go on from it.
+    """
+    latest = Path(find_latest_checkpoint(cfg.work_dir) or '')
+    if not latest.is_file():
+        latest = _newest_step(Path(cfg.work_dir))
+    resume_from(cfg, str(latest), trust=trust)
+    return str(latest)
+
+
+def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
+    """Let the Runner of `cfg` continue from a checkpoint, with the seed of that run unless the config sets one.
+
+    Raises:
+        UserError: it cannot be read, or it is not a Runner's.
+    """
+    checkpoint = read_checkpoint(path, trust=trust)
+    missing = [part for part in RUN_PARTS if not isinstance(checkpoint.get(part), dict)]
+    if missing:
+        raise UserError(
+            f'Training goes on from a checkpoint of a whole run, and {path} has no {", ".join(missing)}. '
+            'To start from its weights, train without --resume and with --cfg-options load_from=FILE.')
+
+    meta = {'seed': None, **checkpoint['meta']}
+    _check_counts(meta, path)
+
+    randomness = dict(cfg.get('randomness') or {})
+    if randomness.get('seed') is None and meta['seed'] is not None:
+        cfg.randomness = {**randomness, 'seed': meta['seed']}
+    cfg.load_from = path
+    cfg.resume = True
+
+
+def _newest_step(work_dir: Path) -> Path:
+    written = [path for path in work_dir.glob('*.pth') if SAVED_STEP.fullmatch(path.name)]
+    if not written:
+        raise UserError(
+            f'--resume goes on from a checkpoint in the work dir, and {work_dir} has none. '
+            'Check --work-dir, or start without --resume.')
+    return max(written, key=lambda path: path.stat().st_mtime)
+
+
+def _check_counts(meta: Mapping, path: str) -> None:
+    """UserError if epoch, step or seed of a run is no whole number; there may be no seed."""
+    for name in ('epoch', 'iter', 'seed'):
+        count = meta.get(name)
+        without_seed = name == 'seed' and count is None
+        if not isinstance(count, int) and not without_seed:
+            raise UserError(
+                f'A run is counted in whole numbers, and {path} has the {name} {count!r}. '
+                'Go on from another checkpoint, or start without --resume.')
 
 
 class SeedEachStepHook(Hook):
@@ -59,7 +120,9 @@ class _SeededIterator:
     """Batch after batch from an iterator, each after seeding by its number."""
 
     def __init__(self, batches: Iterator, runner: Runner) -> None:
-        self.batches, self.runner, self.step = batches, runner, 0
+        self.batches = batches
+        self.runner = runner
+        self.step = 0
 
     def __iter__(self) -> _SeededIterator:
         return self
@@ -76,7 +139,8 @@ class _SeededIterator:
 
 
 def _seed(runner: Runner, step: int) -> None:
-    set_random_seed((runner.seed + step) % SEEDS, diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False))
+    by_rank = runner._randomness_cfg.get('diff_rank_seed', False)
+    set_random_seed((runner.seed + step) % SEEDS, diff_rank_seed=by_rank)
 
 
 def _restart_workers(dataloader: DataLoader, runner: Runner) -> None:
@@ -87,50 +151,6 @@ def _restart_workers(dataloader: DataLoader, runner: Runner) -> None:
     start = dataloader.worker_init_fn
     if isinstance(start, partial) and start.func is worker_init_fn:
         workers = dataloader.num_workers * get_world_size()
-        dataloader.worker_init_fn = partial(start, seed=(runner.seed + runner.epoch * workers) % SEEDS)
+        seed = (runner.seed + runner.epoch * workers) % SEEDS
+        dataloader.worker_init_fn = partial(start, seed=seed)
     dataloader._iterator = None
-
-SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
-RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoint that training can go on from
-
-
-def resume_latest(cfg: Config, *, trust: bool = False) -> str:
-    """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, see `resume_from`.
-
-    The latest is the one that `last_checkpoint` names or, if that one is not there, the newest
-    `iter_*.pth` or `epoch_*.pth`. Returns its path.
-
-    Raises:
-        UserError: there is none, or training cannot go on from it.
-    """
-    latest = Path(find_latest_checkpoint(cfg.work_dir) or '')
-    if not latest.is_file():
-        written = [path for path in Path(cfg.work_dir).glob('*.pth') if SAVED_STEP.fullmatch(path.name)]
-        if not written:
-            raise UserError(f'--resume goes on from a checkpoint in the work dir, and {cfg.work_dir} has none. '
-                            'Check --work-dir, or start without --resume.')
-        latest = max(written, key=lambda path: path.stat().st_mtime)
-    resume_from(cfg, str(latest), trust=trust)
-    return str(latest)
-
-
-def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
-    """Let the Runner of `cfg` continue from a checkpoint, with the seed of that run unless the config sets one.
-
-    Raises:
-        UserError: it cannot be read, or it is not a Runner's.
-    """
-    checkpoint = read_checkpoint(path, trust=trust)
-    missing = [part for part in RUN_PARTS if not isinstance(checkpoint.get(part), dict)]
-    if missing:
-        raise UserError(f'Training goes on from a checkpoint of a whole run, and {path} has no {", ".join(missing)}. '
-                        'To start from its weights, train without --resume and with --cfg-options load_from=FILE.')
-    meta = {'seed': None, **checkpoint['meta']}
-    for name in ('epoch', 'iter', 'seed'):
-        if not isinstance(meta.get(name), int) and (name, meta.get(name)) != ('seed', None):
-            raise UserError(f'A run is counted in whole numbers, and {path} has the {name} {meta.get(name)!r}. '
-                            'Go on from another checkpoint, or start without --resume.')
-    randomness = dict(cfg.get('randomness') or {})
-    if randomness.get('seed') is None and meta['seed'] is not None:
-        cfg.randomness = {**randomness, 'seed': meta['seed']}
-    cfg.load_from, cfg.resume = path, True

@@ -34,9 +34,11 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         check_dataset(cfg, split)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _init_dist_on_cpu(cfg)
+
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
     with explained():
-        runner = Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
     if 'train' in splits:
         runner.register_hook(SeedEachStepHook())
         runner.register_hook(IgnoreSavedConfigHook())
@@ -76,8 +78,11 @@ def _init_dist_on_cpu(cfg: Config) -> None:
             init_dist(cfg.launcher, backend='gloo')
     finally:
         torch.cuda.set_device = choose_device
-    cfg.setdefault('model_wrapper_cfg', dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False)))
+
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.setdefault('model_wrapper_cfg', wrapper)
     cfg.model_wrapper_cfg['device_ids'] = None
     replace_sync_bn(cfg)

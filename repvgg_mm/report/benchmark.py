@@ -14,9 +14,10 @@ from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..convert.blocks import fusible_or_fused, has_branches
 from ..convert.measure import Latency, LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
 from ..convert.raw_outputs import raw_outputs
-from ..convert.whole import fusible_or_fused, has_branches, whole_model_convert
+from ..convert.whole import whole_model_convert
 from ..engine.engine import SUFFIXES, Engine, optional
 from ..errors import UserError
 from ..files.atomic import atomic_path

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ..convert.measure import Latency, cpu_name, interleaved_latency
 from ..deploy.conversion import TOLERANCE, Conversion
-from ..deploy.costs import Costs, conditions, measure
+from ..deploy.costs import Costs, conditions, measure_costs
 from ..engine.engine import Engine
 from ..errors import UserError
 from ..export.export import Exported
@@ -54,7 +54,7 @@ def export_page(exported: Exported, cfg: Config, config_name: str, conversion: C
                                    f'{found["float32"]:.2f} in float32, on the validation set'))
         sections.append(_quantisation_section(found))
     if conversion is not None:
-        costs = measure(conversion)
+        costs = measure_costs(conversion)
         forms, more = _form_sections(conversion, costs, cfg)
         verdicts += [_parameter_verdict(costs), *more]
         sections += forms
