@@ -1,29 +1,238 @@
-"""The files of an engine, written: an OpenVINO network, and the description with the sha256 of each file."""
+"""What `engine.json` holds: the description of an engine, the one format that leaves this project."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from os import PathLike
 from pathlib import Path
 
-from ..files.atomic import sha256_of
-from .engine import optional
+from ..errors import UserError
+
+FORMAT = 1
+SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}  # of engines, and the library that runs them
+NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation')
 
 
-def save_openvino(network: object, path: Path) -> None:
-    """Write an openvino.Model with its weights as they are; OSError if the folder is full.
+@dataclass(frozen=True)
+class Input:
+    """One image or a batch, as the engine takes it; None in `shape` is a dynamic size."""
 
-    Files of that name are replaced rather than written into: an engine in use has them mapped.
+    name: str
+    dtype: str
+    layout: str  # NCHW, or NHWC where preprocessing is inside
+    shape: list[int | None]
+
+    def __str__(self) -> str:
+        sizes = ['any' if size is None else str(size) for size in self.shape]
+        return f'{self.dtype} images of ({", ".join(sizes)}) ({self.layout})'
+
+
+@dataclass(frozen=True)
+class InputPreprocessing:
+    """What is done to BGR images of 0 to 255 before the network, and whether the engine does it."""
+
+    mean: list[float] | None
+    std: list[float] | None
+    swap_channels: bool
+    pad_divisor: int
+    pad_value: float
+    inside: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Worst relative error of each output against PyTorch, on one input of `shape`."""
+
+    shape: list[int]
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Of quantising: channels equalised or not, the convolutions left in float32, and the metric reached."""
+
+    equalised: bool
+    float32: list[str]
+    metric: float
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How an int8 engine came to be. Metrics are in points: mIoU, or mAP x 100; `layers` are `LayerNoise`."""
+
+    calib_images: int
+    metric: str
+    float32: float
+    int8: float
+    drop: float
+    max_drop: float
+    tried: list[Attempt]
+    layers: list[dict]
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that a program needs to know of an engine, and where it came from."""
+
+    task: str                            # segmentation or detection
+    model: str
+    arch: object
+    classes: list[str] | None
+    palette: list | None                 # RGB
+    source: str                          # name of the checkpoint
+    source_sha256: str
+    versions: dict[str, str]
+    engine: str                          # onnx or openvino
+    precision: str                       # fp32, bf16 or int8
+    outputs: list[str]
+    input: Input
+    openvino_properties: dict
+    preprocessing: InputPreprocessing
+    graph: dict[str, int]                # operators of the exported graph
+    files: dict[str, str] = field(default_factory=dict)  # name and sha256; filled by `write_description`
+    compared: list[Comparison] = field(default_factory=list)
+    tolerance: float | None = None
+    computed_in: str | None = None       # on the machine that exported
+    levels: list | None = None           # of a detector: rows, columns of a stride, priors a position
+    test_cfg: dict | None = None         # of a detector: settings of its post-processing
+    nms: str | None = None               # of a detector: where suppression happens
+    quantisation: Quantisation | None = None
+    format: int = FORMAT
+
+
+def write_description(path: Path, description: Description) -> Description:
+    """Write the description of the engine at `path` beside it, with the sha256 of each of its files.
+
+    Returns what was written; `description` itself is not changed.
     """
+    files = {}
     for file in (path, path.with_suffix('.bin')):
-        file.unlink(missing_ok=True)
+        if file.is_file():
+            files[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    description = replace(description, files=files)
+
+    content = asdict(description)
+    for name in NOT_WRITTEN_IF_NONE:
+        if content[name] is None:
+            del content[name]
+    path.with_suffix('.json').write_text(json.dumps(content, indent=2) + '\n')
+    return description
+
+
+def read_description(path: str | PathLike) -> Description:
+    """The description of the engine at `path` (.onnx or .xml), whose files it must be that of.
+
+    Raises:
+        UserError: the engine or its description is missing or damaged, the description has another format or lacks
+            a field, or the files are not of the same export.
+    """
+    path = Path(path)
+    if not is_engine(path) or not path.is_file():
+        found = 'none' if path.exists() else 'missing'
+        raise UserError(
+            f'An engine is a file in {" or ".join(SUFFIXES)}, and {path} is {found}. '
+            'Give one that tools/export.py wrote.')
+
+    file = path.with_suffix('.json')
     try:
-        optional('openvino').save_model(network, path, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise OSError(str(error).strip()) from None
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise _not_all_files(path, file, error) from None
+
+    description = description_from(content, file)
+    _check_files(path, file, description.files)
+    return description
 
 
-def write_meta(path: Path, meta: dict) -> None:
-    """Describe the engine at `path` and its weights beside it, with the sha256 of each file, in a .json beside it."""
-    files = [file for file in (path, path.with_suffix('.bin')) if file.is_file()]
-    meta['files'] = {file.name: sha256_of(file) for file in files}
-    path.with_suffix('.json').write_text(json.dumps(meta, indent=2) + '\n')
+def description_from(content: object, source: object) -> Description:
+    """The description in the content of an `engine.json`, checked field by field.
+
+    Files that were written before formats were counted have no `format`; their fields are those of format 1.
+
+    Raises:
+        UserError: an unknown format, a field that is missing or of another type.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f'The description of an engine is a JSON object, and {source} holds a {type(content).__name__}. '
+            'Copy all files of the export, or export again.')
+
+    found = content.get('format', FORMAT)
+    if found != FORMAT:
+        raise UserError(
+            f'The description of an engine has format {FORMAT} here, and {source} has format {found!r}. '
+            'Export again with this version of repvgg_mm, or use the version that wrote it.')
+    return _read_part(Description, content, source, place='')
+
+
+def is_engine(path: str | PathLike) -> bool:
+    """Whether a command line's `path` names an engine rather than a checkpoint."""
+    return Path(path).suffix in SUFFIXES
+
+
+def _check_files(path: Path, file: Path, expected: Mapping[str, str]) -> None:
+    """UserError unless every file is beside the engine and the one that was described."""
+    changed = []
+    for name, sha256 in expected.items():
+        try:
+            content = (path.parent / name).read_bytes()
+        except OSError as error:
+            raise _not_all_files(path, file, error) from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            changed.append(name)
+
+    if changed or path.name not in expected:
+        raise UserError(
+            f'The files of an engine belong to one export, and {", ".join(changed) or path.name} is not '
+            f'the file that {file} describes. Copy all files again, or export again.')
+
+
+def _not_all_files(path: Path, file: Path, error: Exception) -> UserError:
+    return UserError(
+        f'An engine has its description, {file.name}, and its other files beside it, and '
+        f'{path} has not ({type(error).__name__}: {error}). Copy all files of the export.')
+
+
+def _read_part(cls: type, content: Mapping, source: object, place: str):
+    """A dataclass of this file from the part of a JSON object that stands at `place`."""
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for part in fields(cls):
+        name = f'{place}{part.name}'
+        optional = part.default is not MISSING or part.default_factory is not MISSING
+        if part.name in content:
+            values[part.name] = _read_value(hints[part.name], content[part.name], source, name)
+        elif not optional:
+            raise UserError(
+                f'The description of an engine has a field {name!r}, and {source} has none. '
+                'Copy all files of the export, or export again.')
+    return cls(**values)
+
+
+def _read_value(hint: object, value: object, source: object, name: str):
+    """`value` of a field annotated with `hint`, with dataclasses made of objects inside it."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint, = (choice for choice in typing.get_args(hint) if choice is not type(None))
+
+    if is_dataclass(hint) and isinstance(value, Mapping):
+        return _read_part(hint, value, source, f'{name}.')
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        inside, = typing.get_args(hint)
+        return [_read_value(inside, one, source, f'{name}[{i}]') for i, one in enumerate(value)]
+
+    kind = typing.get_origin(hint) or hint
+    if kind is float:
+        kind = (int, float)
+    if is_dataclass(hint) or not isinstance(value, kind):
+        wanted = getattr(typing.get_origin(hint) or hint, '__name__', str(hint))
+        raise UserError(
+            f'The field {name!r} of the description of an engine is a {wanted}, and in {source} it is {value!r}. '
+            'Copy all files of the export, or export again.')
+    return value

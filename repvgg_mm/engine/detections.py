@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UserError
+from .description import Description
 
 NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
@@ -23,7 +24,7 @@ class Detections(NamedTuple):
 
 def detect(
     outputs: Mapping[str, np.ndarray],
-    meta: Mapping,
+    description: Description,
     input_shape: Sequence[int],
     image_shape: Sequence[int] | None = None,
     scale_factor: Sequence[float] = (1, 1),
@@ -36,7 +37,7 @@ def detect(
 
     Args:
         outputs: of an `Engine`: `boxes` (N, P, 4), `scores` (N, P, classes), perhaps `score_factors` (N, P).
-        meta: the engine's, with the config's `test_cfg` and the levels of priors.
+        description: the engine's, with the config's `test_cfg` and the levels of priors.
         input_shape: height and width of what the engine was fed.
         image_shape: height and width of the images in it without padding; `input_shape` by default.
         scale_factor: by which width and height of the original image were multiplied.
@@ -44,39 +45,48 @@ def detect(
     Raises:
         UserError: the settings ask for something other than plain NMS.
     """
-    settings = meta['test_cfg']
+    settings = description.test_cfg
     check_settings(settings)
-    starts = np.cumsum([0, *level_sizes(meta, input_shape)])
-    height, width = image_shape or input_shape
+    sizes = level_sizes(description, input_shape)
+    starts = np.cumsum([0, *sizes])
+
     factors = outputs.get('score_factors')
     found = []
     for i, (boxes, scores) in enumerate(zip(outputs['boxes'], outputs['scores'])):
         priors, labels = _best(scores, starts, settings.get('score_thr', 0), settings.get('nms_pre', -1))
-        confidence = scores[priors, labels] if factors is None else scores[priors, labels] * factors[i, priors]
-        kept = np.clip(boxes[priors], 0, np.float32([width, height, width, height]))
-        kept = kept * (1 / np.float32([*scale_factor, *scale_factor]))
-        large = (kept[:, 2:] - kept[:, :2] > settings.get('min_bbox_size', -1)).all(1)
-        if settings.get('min_bbox_size', -1) >= 0:
-            kept, confidence, labels = kept[large], confidence[large], labels[large]
-        chosen = _suppress(kept, confidence, labels, settings['nms'])[:settings['max_per_img']]
-        found.append(Detections(kept[chosen], confidence[chosen], labels[chosen]))
+        confidence = scores[priors, labels]
+        if factors is not None:
+            confidence = confidence * factors[i, priors]
+
+        candidates = _rescale(boxes[priors], image_shape or input_shape, scale_factor)
+        large = _large_enough(candidates, settings.get('min_bbox_size', -1))
+        candidates, confidence, labels = candidates[large], confidence[large], labels[large]
+
+        chosen = _suppress(candidates, confidence, labels, settings['nms'])
+        chosen = chosen[:settings['max_per_img']]
+        found.append(Detections(candidates[chosen], confidence[chosen], labels[chosen]))
     return found
 
 
-def level_sizes(meta: Mapping, input_shape: Sequence[int]) -> list[int]:
-    """Priors of each level for an input of (height, width); `meta['levels']` holds strides and priors a position."""
-    padding = meta['preprocessing']
-    divisor = padding['pad_divisor'] if padding['inside'] else 1
-    height, width = (-(-size // divisor) * divisor for size in input_shape)
-    return [-(-height // rows) * -(-width // columns) * priors for rows, columns, priors in meta['levels']]
+def level_sizes(description: Description, input_shape: Sequence[int]) -> list[int]:
+    """Priors of each level for an input of (height, width); `levels` holds strides and priors a position."""
+    padding = description.preprocessing
+    divisor = padding.pad_divisor if padding.inside else 1
+    height, width = (_parts(size, divisor) * divisor for size in input_shape)
+
+    sizes = []
+    for rows, columns, priors in description.levels:
+        sizes.append(_parts(height, rows) * _parts(width, columns) * priors)
+    return sizes
 
 
 def check_settings(settings: Mapping) -> None:
     """Raise UserError if a detector's `test_cfg` asks for another suppression than `detect` does."""
     nms = settings.get('nms') or {}
     if nms.get('type', 'nms') != 'nms' or set(nms) - NMS_KEYS or 'iou_threshold' not in nms:
-        raise UserError(f"Boxes are suppressed by plain NMS, and this test_cfg has nms={dict(nms)}. Set "
-                        "model.test_cfg.nms to dict(type='nms', iou_threshold=...).")
+        raise UserError(
+            f'Boxes are suppressed by plain NMS, and this test_cfg has nms={dict(nms)}. Set '
+            "model.test_cfg.nms to dict(type='nms', iou_threshold=...).")
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
@@ -87,10 +97,18 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
     while order.size:
         best, order = order[0], order[1:]
         kept.append(best)
-        sides = np.minimum(boxes[best, 2:], boxes[order, 2:]) - np.maximum(boxes[best, :2], boxes[order, :2])
-        overlap = np.prod(np.maximum(sides, 0), axis=1)
-        order = order[~(overlap > threshold * (areas[best] + areas[order] - overlap))]
+
+        lower = np.maximum(boxes[best, :2], boxes[order, :2])
+        upper = np.minimum(boxes[best, 2:], boxes[order, 2:])
+        overlap = np.prod(np.maximum(upper - lower, 0), axis=1)
+        union = areas[best] + areas[order] - overlap
+        order = order[~(overlap > threshold * union)]
     return np.array(kept, dtype=np.int64)
+
+
+def _parts(size: int, stride: int) -> int:
+    """Strides begun on a side."""
+    return -(-size // stride)
 
 
 def _best(scores: np.ndarray, starts: np.ndarray, threshold: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,17 +117,40 @@ def _best(scores: np.ndarray, starts: np.ndarray, threshold: float, limit: int) 
     for start, end in pairwise(starts):
         level = scores[start:end]
         rows, columns = np.nonzero(level > threshold)
+
         order = np.argsort(-level[rows, columns], kind='stable')
-        order = order[:limit] if limit >= 0 else order
+        if limit >= 0:
+            order = order[:limit]
         priors.append(rows[order] + start)
         labels.append(columns[order])
     return np.concatenate(priors), np.concatenate(labels)
 
 
+def _rescale(boxes: np.ndarray, image_shape: Sequence[int], scale_factor: Sequence[float]) -> np.ndarray:
+    """Boxes clipped to an image of (height, width), in pixels of the original image."""
+    height, width = image_shape
+    clipped = np.clip(boxes, 0, np.float32([width, height, width, height]))
+    return clipped * (1 / np.float32([*scale_factor, *scale_factor]))
+
+
+def _large_enough(boxes: np.ndarray, least: float) -> np.ndarray:
+    """Which boxes are larger than `least` on both sides, all of them if it is negative."""
+    if least < 0:
+        return np.ones(len(boxes), bool)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return (sides > least).all(1)
+
+
 def _suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: Mapping) -> np.ndarray:
+    """Indices of what `nms` keeps, of each class or of all together, best first."""
+    threshold = settings['iou_threshold']
     if settings.get('class_agnostic'):
-        return nms(boxes, scores, settings['iou_threshold'])
-    kept = [members[nms(boxes[members], scores[members], settings['iou_threshold'])]
-            for members in (np.flatnonzero(labels == label) for label in np.unique(labels))]
-    kept = np.concatenate([*kept, np.empty(0, np.int64)])
+        return nms(boxes, scores, threshold)
+
+    kept = [np.empty(0, np.int64)]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        kept.append(members[nms(boxes[members], scores[members], threshold)])
+
+    kept = np.concatenate(kept)
     return kept[np.argsort(-scores[kept], kind='stable')]

@@ -1,9 +1,9 @@
-"""An engine in the place of a model: the toolbox's own loop, post-processing and metrics around it."""
+"""An engine in the place of a model: the toolbox's own inference and post-processing around it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..deploy.config import deploy_config
 from ..errors import UserError
-from ..openmmlab.model import build_model, decode_head_of
+from ..openmmlab.model import build_model, decode_head_of, is_segmentor
 from ..openmmlab.preprocessing import Preprocessing
 from .detections import check_settings, detect
 from .engine import Engine
@@ -44,11 +44,16 @@ class EngineModel(BaseModel):
     """
 
     def __init__(self, cfg: Config, engine: Engine, model: nn.Module | None = None) -> None:
-        model = build_model(deploy_config(cfg)) if model is None else model
-        inside = check_fit(cfg, engine, model)
+        if model is None:
+            model = build_model(deploy_config(cfg))
+        check_fit(cfg, engine, model)
+
+        inside = engine.description.preprocessing.inside
         super().__init__(_stacking(cfg) if inside else model.data_preprocessor)
-        self.engine, self.model, self.inside = engine, model, inside
-        if hasattr(model, 'encode_decode'):
+        self.engine = engine
+        self.model = model
+        self.inside = inside
+        if is_segmentor(model):
             model.encode_decode = self.logits
         else:
             check_settings(model.bbox_head.test_cfg)
@@ -57,8 +62,11 @@ class EngineModel(BaseModel):
 
     def test_step(self, data: dict) -> list[BaseDataElement]:
         """Images one by one, whatever the batch: engines take one, and images of a batch may differ in size."""
-        return [sample for i in range(len(data['inputs']))
-                for sample in super(EngineModel, self).test_step({key: value[i:i + 1] for key, value in data.items()})]
+        samples = []
+        for i in range(len(data['inputs'])):
+            one = {key: value[i:i + 1] for key, value in data.items()}
+            samples += super().test_step(one)
+        return samples
 
     val_step = test_step
 
@@ -71,37 +79,46 @@ class EngineModel(BaseModel):
 
     def run(self, inputs: Tensor) -> dict[str, np.ndarray]:                # N, 3, H, W
         """The engine's outputs; raises UserError if it does not take images of this size or type."""
-        if self.inside:
-            images = inputs.to(torch.uint8)
-            if not torch.equal(images.to(inputs), inputs):
-                raise UserError(f'{self.engine.path} normalises images of whole numbers from 0 to 255, and the '
-                                f"config's test pipeline gives values from {inputs.min():g} to {inputs.max():g}. "
-                                'Export it without --preprocess.')
-            inputs = images.permute(0, 2, 3, 1)
-        return self.engine(inputs.cpu().numpy())
+        if not self.inside:
+            return self.engine(inputs.cpu().numpy())
+
+        images = inputs.to(torch.uint8)
+        if not torch.equal(images.to(inputs), inputs):
+            raise UserError(
+                f'{self.engine.path} normalises images of whole numbers from 0 to 255, and the '
+                f"config's test pipeline gives values from {inputs.min():g} to {inputs.max():g}. "
+                'Export it without --preprocess.')
+        return self.engine(images.permute(0, 2, 3, 1).cpu().numpy())
 
     def logits(self, inputs: Tensor, metas: Sequence[dict]) -> Tensor:     # N, 3, H, W -> N, classes, H, W
         """In place of mmseg's `encode_decode`, called on an image or on each window of it."""
-        outputs, classes = self.run(inputs), self.model.out_channels
+        outputs = self.run(inputs)
+        classes = self.model.out_channels
         if 'logits' in outputs:
             self._check_classes(outputs['logits'].shape[1], classes)
             return torch.from_numpy(outputs['logits']).to(inputs.device)
+
         labels = torch.from_numpy(outputs['labels'].astype(np.int64)).to(inputs.device)
+        largest = int(labels.max())
         if classes == 1:
-            self._check_classes(max(2, int(labels.max()) + 1), 2)
+            self._check_classes(max(2, largest + 1), 2)
             return (labels[:, None] * 2. - 1) * CERTAIN
-        self._check_classes(max(classes, int(labels.max()) + 1), classes)
+        self._check_classes(max(classes, largest + 1), classes)
         return F.one_hot(labels, classes).movedim(-1, 1).float()
 
     def detections(
         self, outputs: dict[str, np.ndarray], samples: Sequence[BaseDataElement], rescale: bool = False
     ) -> list[InstanceData]:
         """In place of `predict` of mmdet's heads."""
-        head, (sample,) = self.model.bbox_head, samples
+        head = self.model.bbox_head
+        sample, = samples
         self._check_classes(outputs['scores'].shape[2], head.num_classes)
+
+        description = replace(self.engine.description, test_cfg=head.test_cfg)
         shape = sample.img_shape if self.inside else sample.batch_input_shape
         scale = sample.scale_factor if rescale else (1, 1)
-        found, = detect(outputs, {**self.engine.meta, 'test_cfg': head.test_cfg}, shape, sample.img_shape, scale)
+        found, = detect(outputs, description, shape, sample.img_shape, scale)
+
         boxes, scores, labels = map(torch.from_numpy, found)
         return [InstanceData(bboxes=boxes, scores=scores, labels=labels)]
 
@@ -110,35 +127,44 @@ class EngineModel(BaseModel):
             raise _misfit(self.engine, f'{found} classes', f'{wanted}')
 
 
-def check_fit(cfg: Config, engine: Engine, model: nn.Module) -> bool:
-    """Whether preprocessing is inside the engine.
+def check_fit(cfg: Config, engine: Engine, model: nn.Module) -> None:
+    """Raise UserError if the engine was exported for another task, number of classes or preprocessing than `cfg`'s.
 
-    Raises:
-        UserError: the engine was exported for another task, number of classes or preprocessing than that of
-            `cfg`, whose model is `model`.
+    `model` is the model of `cfg`.
     """
-    segments = hasattr(model, 'encode_decode')
-    task = 'segmentation' if segments else 'detection' if hasattr(model, 'bbox_head') else type(model).__name__
-    if engine.meta['task'] != task:
-        raise _misfit(engine, engine.meta['task'], task)
-    wanted = (decode_head_of(model) if segments else model.bbox_head).num_classes
-    names = engine.meta['classes']
-    if names and len(names) != wanted:
-        raise _misfit(engine, f'{len(names)} classes ({", ".join(names[:8])})', f'{wanted}')
-    made_with = dict(engine.meta['preprocessing'])
-    inside = made_with.pop('inside')
-    for name, value in asdict(Preprocessing.of_config(cfg)).items():
-        value = list(value) if isinstance(value, Sequence) else value
-        if made_with.get(name) != value:
-            raise _misfit(engine, f'preprocessing with {name}={made_with.get(name)}', f'{value}')
-    return inside
+    description = engine.description
+    if is_segmentor(model):
+        task = 'segmentation'
+    elif hasattr(model, 'bbox_head'):
+        task = 'detection'
+    else:
+        task = type(model).__name__
+    if description.task != task:
+        raise _misfit(engine, description.task, task)
+
+    head = decode_head_of(model) if is_segmentor(model) else model.bbox_head
+    names = description.classes
+    if names and len(names) != head.num_classes:
+        raise _misfit(engine, f'{len(names)} classes ({", ".join(names[:8])})', f'{head.num_classes}')
+
+    for name, wanted in asdict(Preprocessing.of_config(cfg)).items():
+        made_with = getattr(description.preprocessing, name)
+        if isinstance(wanted, Sequence):
+            wanted = list(wanted)
+        if made_with != wanted:
+            raise _misfit(engine, f'preprocessing with {name}={made_with}', f'{wanted}')
 
 
 def _stacking(cfg: Config) -> nn.Module:
-    part = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-    return MODELS.build({**part, **{key: value for key, value in UNTOUCHED.items() if key in part}})
+    """The config's data preprocessor without anything that the engine does itself."""
+    settings = dict(cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor'))
+    for key, value in UNTOUCHED.items():
+        if key in settings:
+            settings[key] = value
+    return MODELS.build(settings)
 
 
 def _misfit(engine: Engine, found: str, wanted: str) -> UserError:
-    return UserError(f'An engine is tested with the config it was exported with, and {engine.path} has {found}, the '
-                     f'config {wanted}. Give that config, or export again with this one.')
+    return UserError(
+        f'An engine is tested with the config it was exported with, and {engine.path} has {found}, the '
+        f'config {wanted}. Give that config, or export again with this one.')
