@@ -1,6 +1,6 @@
 # PSPNet on RepVGG-A0, CamVid, from scratch: real data on a laptop's or a small server's CPU.
 # Recipe: this project's own (AdamW 3e-3, 8 crops of 160x160, 560 steps, no pretrained weights).
-# Expected: see docs/results.md.
+# Expected: 41.74 mIoU, measured (docs/variants.md).
 # Command: python tools/train.py configs/pspnet_repvgg_a0_camvid.py
 _base_ = [
     '_base_/models/pspnet_repvgg.py', '_base_/datasets/camvid.py',

@@ -1,6 +1,6 @@
 # PSPNet on RepVGG-A0, generated shapes, from scratch: the demo, minutes on two CPU cores.
 # Recipe: this project's own (AdamW 3e-3 after a short warm-up, 8 images of 96x96, 400 steps, no pretrained weights).
-# Expected: see docs/results.md.
+# Expected: 87.00 mIoU, measured (docs/variants.md).
 # Command: python tools/make_shapes.py data/shapes && python tools/train.py configs/pspnet_repvgg_a0_shapes.py
 _base_ = [
     '_base_/models/pspnet_repvgg.py', '_base_/datasets/shapes.py',

@@ -1,5 +1,5 @@
 # RetinaNet (arXiv 1708.02002) on RepVGG-A0 with an FPN of strides 8 to 128.
-# Another arch: change `arch` and the neck's `in_channels` (README, "Variants": widths of stages 1 to 4).
+# Another arch: change `arch` and the neck's `in_channels` (docs/variants.md has the widths of stages 1 to 4).
 custom_imports = dict(imports=['repvgg_mm'])
 
 model = dict(
