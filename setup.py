@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -10,9 +11,15 @@ def requirements(name: str) -> list[str]:
     return [line.split('#')[0].strip() for line in lines if line.split('#')[0].strip()]
 
 
+def version() -> str:
+    """The one in repvgg_mm/version.py, read without importing the package, which needs torch."""
+    text = (ROOT / 'repvgg_mm' / 'version.py').read_text()
+    return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
+
+
 setup(
     name='repvgg_mm',
-    version='0.1.0',
+    version=version(),
     description='RepVGG for the OpenMMLab toolboxes: finetune in training form, convert the whole model, deploy',
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',

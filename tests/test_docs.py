@@ -1,46 +1,378 @@
-"""What the README says exists, and its tables are this code's."""
+"""What README and the pages in docs say exists, parses, compiles and runs; their tables are this code's."""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
 
 import pytest
-from tool_runs import ROOT, run_tool
+import torch
+from helpers import ROOT, image, randomise_norms
+from mmengine.config import Config
+from torch.testing import assert_close
 
-from repvgg_mm import ARCHS
+import repvgg_mm
+from repvgg_mm import ARCHS, RepVGG, RepVGGConvertHook, read_checkpoint
+from repvgg_mm.openmmlab.model import build_model
 
-README = (ROOT / 'README.md').read_text()
+README = ROOT / 'README.md'
+PAGES = [README, ROOT / 'CHANGELOG.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+PACKAGE = Path(repvgg_mm.__file__).parent
+
+# The parts of a page, each as its text.
+CODE_BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+INLINE_CODE = re.compile(r'`([^`]+)`')
+LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
+HEADING = re.compile(r'^#+ (.+)$', re.MULTILINE)
+
+COMMAND = re.compile(r'python ((?:tools|benchmarks)/\w+\.py)(.*)')
+OF_OTHERS = re.compile(r'^.*(?:pip install|trtexec|polygraphy).*$', re.MULTILINE)  # lines with flags that are not ours
+FLAG = re.compile(r'(?<![\w-])--[a-z][a-z-]+')
 
 
-def test_every_file_it_names_exists():
+def without_code_blocks(text: str) -> str:
+    return CODE_BLOCK.sub('', text)
+
+
+def python_snippets(text: str) -> list[str]:
+    return [code for language, code in CODE_BLOCK.findall(text) if language == 'python']
+
+
+def commands_in(text: str) -> list[str]:
+    """Every command of this project in code blocks and inline code, `tools/NAME.py ARGUMENTS` each."""
+    lines = []
+    for _, code in CODE_BLOCK.findall(text):
+        lines += code.splitlines()
+    for code in INLINE_CODE.findall(without_code_blocks(text)):
+        lines.append(code.replace('\n', ' '))
+
+    found = []
+    for line in lines:
+        match = COMMAND.search(line)
+        if match:
+            found.append(f'{match[1]}{match[2]}')
+    return found
+
+
+class Parsed(BaseException):
+    """Raised in the place of running a tool, once it has parsed its arguments."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """Let a tool parse its command line, and no more; a mistake in it is a SystemExit."""
+    script, *arguments = shlex.split(command, comments=True)
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def only_parse(parser, args=None, namespace=None):
+        parse_args(parser, args, namespace)
+        raise Parsed(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', only_parse)
+    monkeypatch.setattr(sys, 'argv', [script, *arguments])
+    monkeypatch.setattr(sys, 'path', [str(ROOT / 'benchmarks'), *sys.path])
+    with pytest.raises(Parsed) as parsed:
+        runpy.run_path(str(ROOT / script), run_name='__main__')
+    return parsed.value.parser
+
+
+def anchors_of(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    found = set()
+    for heading in HEADING.findall(without_code_blocks(text)):
+        kept = re.sub(r'[^\w\- ]', '', heading.lower())
+        found.add(kept.replace(' ', '-'))
+    return found
+
+
+# The least that a tool or a benchmark can be called with.
+LEAST = dict(
+    train='CONFIG', test='CONFIG CHECKPOINT', convert_whole='CONFIG CHECKPOINT --out DIR',
+    convert_weights='SRC DST -a RepVGG-A0', export='CONFIG CHECKPOINT --out DIR',
+    predict='CONFIG CHECKPOINT IMAGES --out DIR', benchmark='CONFIG', make_shapes='DIR', demo='',
+    engines='CONFIG CHECKPOINT --out DIR --shape 1 1', int8='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR',
+    int8_onnxruntime='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR', training_step='')
+WITHOUT_ARGUMENTS = ('checkpoint_reading', 'inplace_conversion')
+COMMANDS = sorted({command for text in TEXTS.values() for command in commands_in(text)})
+
+
+# ---- what is named
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_every_file_it_names_exists(page):
     folders = 'configs|tools|docs|tests|benchmarks|requirements|repvgg_mm'
-    named = set(re.findall(rf'(?:{folders})/[\w./]+\.(?:py|sh|md|png|txt)', README))
-    assert len(named) > 10
-    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
-    configs = set(re.findall(r'`([a-z0-9]+_repvgg_\w+\.py)`', README))
-    assert configs == {path.name for path in (ROOT / 'configs').glob('*.py')}
+    named = set(re.findall(rf'(?<![\w/])(?:{folders})/[\w./]+\.(?:py|sh|md|png|svg|txt|c)\b', TEXTS[page]))
+    own = {path for path in named if not path.startswith('configs/repvgg/')}  # that folder is mmpretrain's
+    assert [path for path in sorted(own) if not (ROOT / path).exists()] == []
 
 
-def test_every_make_target_it_names_exists():
-    targets = set(re.findall(r'(?:^|`)make (\w+)', README, re.MULTILINE))
-    assert {'demo', 'test', 'setup'} <= targets
-    for target in targets:
-        assert re.search(rf'^{target}:', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+def test_the_pages_name_many_files():
+    assert len(set(re.findall(r'(?:configs|tools|docs|tests)/[\w/]+\.\w+', ''.join(TEXTS.values())))) > 40
 
 
-def test_every_flag_it_names_is_known():
-    tools = ('train', 'test', 'benchmark', 'convert_whole', 'convert_weights', 'export', 'make_shapes', 'predict')
-    usage = ''.join(run_tool(f'tools/{name}.py', '--help').stdout for name in tools)
-    flags = set(re.findall(r'(?<![\w-])--(?!no-build)[a-z][a-z-]+', README))
-    assert {flag for flag in flags if flag not in usage} == set()
+@pytest.mark.parametrize('page', TEXTS)
+def test_every_link_leads_somewhere(page):
+    for link in LINK.findall(without_code_blocks(TEXTS[page])):
+        if link.startswith('https://'):
+            continue
+        name, _, anchor = link.partition('#')
+        target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target.read_text()), link
+
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_every_section_it_names_exists(page):
+    text = ' '.join(TEXTS[page].split())
+    for target, section in re.findall(r'\[[^\]]*\]\(([\w.]+)\), section "([^"]+)"', text):
+        headings = HEADING.findall(((ROOT / page).parent / target).read_text())
+        assert section in headings, (target, section)
+
+
+def test_sections_that_messages_name_exist():
+    sources = ''.join(path.read_text() for path in PACKAGE.rglob('*.py'))
+    sources = re.sub(r"'\s*\n\s*f?'", '', sources)  # a sentence over two lines
+    named = set(re.findall(r'(docs/\w+\.md)', sources))
+    assert {'docs/install.md', 'docs/train.md'} <= named
+    for page in named:
+        assert (ROOT / page).exists()
+    sections = set(re.findall(r'(docs/\w+\.md), section "([^"]+)"', sources))
+    assert ('docs/train.md', 'Datasets') in sections
+    for page, section in sections:
+        assert section in HEADING.findall((ROOT / page).read_text())
+
+
+def test_the_index_of_readme_has_every_page():
+    index = README.read_text().split('## Pages')[1]
+    assert {f'docs/{page.name}' for page in (ROOT / 'docs').glob('*.md')} <= set(LINK.findall(index))
+
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_every_make_target_it_names_exists(page):
+    makefile = (ROOT / 'Makefile').read_text()
+    for target in set(re.findall(r'(?:^|`)make (\w+)', TEXTS[page], re.MULTILINE)):
+        assert re.search(rf'^{target}:', makefile, re.MULTILINE)
+
+
+def test_readme_names_the_main_targets():
+    assert {'demo', 'test'} <= set(re.findall(r'(?:^|`)make (\w+)', README.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_no_placeholder_is_left(page):
+    words = set(re.findall(r'\b[A-Z]+_[A-Z]+\b', TEXTS[page]))
+    known = {'REPVGG_MM_DATA', 'REPVGG_MM', 'NODE_RANK', 'MASTER_ADDR', 'PYTEST_ARGS', 'CONFIG_NAME', 'OTHER_CONFIG',
+             'OMP_WAIT_POLICY', 'INFERENCE_PRECISION_HINT', 'MALLOC_TRIM', 'MALLOC_MMAP', 'MALLOC_TOP', 'MMENGINE_HOME'}
+    assert words - known == set()
+    assert re.findall(r'\b(?:TODO|FIXME|XXX|OUTPUT|PRIVATE)\b', TEXTS[page]) == []
+
+
+# ---- commands
+
+def test_readme_has_the_commands_of_a_first_visit():
+    text = README.read_text()
+    assert "`backbone=dict(type='RepVGG', arch='B2')`" in text
+    assert 'tools/train.py configs/pspnet_repvgg_b2.py' in text
+    lines = text.splitlines()
+    first = next(number for number, line in enumerate(lines) if 'tools/convert_whole.py' in line)
+    assert first < 20  # within the first screen, picture included
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_parses(command, monkeypatch):
+    words = shlex.split(command, comments=True)
+    name = Path(words[0]).stem
+    if name in WITHOUT_ARGUMENTS:
+        assert len(words) == 1
+    elif len(words) > 1:  # else the page names the tool, no more
+        parse(command, monkeypatch)
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.fixture(scope='module')
+def known_flags() -> set[str]:
+    """Of every tool and benchmark that takes any."""
+    known = set()
+    for name, least in LEAST.items():
+        folder = 'tools' if (ROOT / f'tools/{name}.py').exists() else 'benchmarks'
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            known |= options_of(parse(f'{folder}/{name}.py {least}', monkeypatch))
+    return known
+
+
+def test_every_tool_and_benchmark_is_known_here():
+    scripts = {path.stem for folder in ('tools', 'benchmarks') for path in (ROOT / folder).glob('*.py')}
+    assert scripts == {*LEAST, *WITHOUT_ARGUMENTS, 'code_density', 'pspnet_r50', 'pspnet_r101'}
+
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_every_flag_it_names_is_known(page, known_flags):
+    flags = set(FLAG.findall(OF_OTHERS.sub('', TEXTS[page])))
+    assert flags - known_flags == set()
+
+
+@pytest.mark.parametrize('page, tool', [
+    ('docs/train.md', 'train'), ('docs/train.md', 'test'), ('docs/convert.md', 'convert_whole'),
+    ('docs/export.md', 'export'), ('docs/int8.md', 'export'), ('docs/predict.md', 'predict'),
+    ('docs/performance.md', 'benchmark')])
+def test_the_table_of_flags_is_the_tools(page, tool, monkeypatch):
+    """Flags in the table of a page belong to its tool."""
+    known = options_of(parse(f'tools/{tool}.py {LEAST[tool]}', monkeypatch))
+    head = f'| flag of `tools/{tool}.py` |' if tool in ('train', 'test') else '| flag |'
+    table, = (text for text in without_code_blocks(TEXTS[page]).split('\n\n') if text.startswith(head))
+    named = set(FLAG.findall(table))
+    assert named
+    assert named - known == set()
+
+
+# ---- configs and variants
+
+def test_every_config_is_in_the_table():
+    configs = re.findall(r'^\| \d+ \| `([a-z0-9]+_repvgg_\w+\.py)` \|', TEXTS['docs/variants.md'], re.MULTILINE)
+    assert sorted(configs) == sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_configs_are_named_exactly(page):
+    named = set(re.findall(r'(?:\b|configs/)([a-z0-9]+_repvgg_\w+\.py)', TEXTS[page]))
+    assert named <= {path.name for path in (ROOT / 'configs').glob('*.py')}
 
 
 @pytest.mark.parametrize('name', ARCHS)
 def test_table_of_variants(name):
-    row = next(line for line in README.splitlines() if line.startswith(f'| {name} |'))
-    assert f'| {ARCHS[name].stage_channels[2]}, {ARCHS[name].stage_channels[3]} |' in row
+    text = TEXTS['docs/variants.md']
+    row = next(line for line in text.splitlines() if line.startswith(f'| {name} |'))
+    assert f'| {", ".join(map(str, ARCHS[name].stage_channels))} |' in row
+    configs = dict(re.findall(r'^\| (\d+) \| `[a-z0-9]+_repvgg_([a-z0-9]+)\w*\.py` \|', text, re.MULTILINE))
+    numbers = [number for number, arch in configs.items() if arch == name.lower()]
+    assert row.endswith(f'| {", ".join(numbers)} |')
 
 
-def test_no_placeholder_is_left():
-    assert re.findall(r'\b[A-Z]+_[A-Z]+\b', README.replace('REPVGG_MM_DATA', '').replace('NODE_RANK', '').replace(
-        'MASTER_ADDR', '').replace('PYTEST_ARGS', '')) == []
+def test_expectations_of_configs_are_those_of_the_table():
+    rows = dict(re.findall(r'^\| \d+ \| `(\w+\.py)` \|(.*)$', TEXTS['docs/variants.md'], re.MULTILINE))
+    for name, row in rows.items():
+        expected = next(line for line in (ROOT / 'configs' / name).read_text().splitlines() if '# Expected' in line)
+        figure = re.search(r'\d+\.\d+', expected)
+        assert figure[0] in row if figure else 'not measured' in row
+
+
+# ---- python
+
+@pytest.mark.parametrize('page', TEXTS)
+def test_python_compiles(page):
+    for snippet in python_snippets(TEXTS[page]):
+        compile(snippet, page, 'exec')
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/train.md'])
+def test_the_config_lines_put_b2_into_a_resnet_config(page, tmp_path):
+    base = ROOT / 'benchmarks' / 'pspnet_r50.py'
+    (tmp_path / 'my_pspnet.py').write_text(f'_base_ = {str(base)!r}\n')
+    (tmp_path / 'config.py').write_text(python_snippets(TEXTS[page])[0])
+    with torch.device('meta'):
+        model = build_model(Config.fromfile(tmp_path / 'config.py'))
+    assert isinstance(model.backbone, RepVGG)
+    assert model.backbone.arch == ARCHS['B2']
+    features = model.backbone(torch.empty(1, 3, 64, 64, device='meta'))
+    assert features[3].shape == (1, model.decode_head.in_channels, 8, 8)
+    assert features[2].shape[1] == model.auxiliary_head.in_channels
+
+
+def test_the_python_way_of_converting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arch = dict(depths=(1, 1, 1, 1), width_factors=(0.125,) * 4)
+    model = randomise_norms(RepVGG(arch)).double().eval()
+    names = dict(model=model, deploy_model=RepVGG(arch, deploy=True).double(), images=image(1, 3, 32, 32))
+    snippet = next(code for code in python_snippets(TEXTS['docs/convert.md']) if 'compare_models' in code)
+    exec(snippet, names)
+    assert_close(names['deploy'](names['images']), model(names['images']), rtol=1e-10, atol=1e-10)
+    assert_close(names['deploy_model'](names['images']), model(names['images']), rtol=1e-10, atol=1e-10)
+    assert read_checkpoint('deploy.pth')['meta']['form'] == 'deploy'
+
+
+def test_the_lines_of_weights_and_hook_are_config_lines(tmp_path):
+    snippet, = python_snippets(TEXTS['docs/weights.md'])
+    (tmp_path / 'config.py').write_text(snippet)
+    backbone = Config.fromfile(tmp_path / 'config.py').model.backbone
+    assert RepVGG('A0', init_cfg=backbone.init_cfg).init_cfg == backbone.init_cfg
+    names = {}
+    exec(next(code for code in python_snippets(TEXTS['docs/convert.md']) if 'custom_hooks' in code), names)
+    assert [hook['type'] for hook in names['custom_hooks']] == [RepVGGConvertHook.__name__]
+
+
+def test_the_arch_dict_is_one():
+    names = {}
+    exec(python_snippets(TEXTS['docs/variants.md'])[0], names)
+    assert RepVGG(names['arch']).arch == ARCHS['A0']._replace(width_factors=(1, 1, 1, 2.5))
+
+
+# ---- the code's design
+
+def test_design_names_every_module():
+    text = TEXTS['docs/design.md']
+    for room in [PACKAGE, *(path for path in PACKAGE.iterdir() if (path / '__init__.py').exists())]:
+        name = room.relative_to(PACKAGE.parent).as_posix()
+        row = next(line for line in text.splitlines() if line.startswith(f'| `{name}` |'))
+        files = [path.stem for path in room.glob('*.py') if path.stem != '__init__']
+        assert sorted(re.findall(r'`(\w+)`', row.split('|')[3])) == sorted(files), name
+
+
+def private_names() -> dict[str, set[str]]:
+    """Underscored names of other packages that this one uses, each with its files."""
+    found: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob('*.py'):
+        names = set()
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and not _is_own(node.value):
+                names.add(node.attr)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names |= {*node.module.split('.'), *(alias.name for alias in node.names)}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names |= set(re.findall(r'^_[a-z_]+$', node.value))
+        for name in names:
+            if re.match(r'_[a-zA-Z]', name) and name not in ('_replace', '_fields'):  # of a NamedTuple: public
+                found.setdefault(name, set()).add(path.relative_to(PACKAGE).as_posix())
+    return found
+
+
+def _is_own(value: ast.expr) -> bool:
+    return isinstance(value, ast.Name) and value.id in ('self', 'cls')
+
+
+def test_the_table_of_private_names_is_the_codes():
+    text = TEXTS['docs/design.md'].split('## Private names')[1]
+    table = {}
+    for line in text.splitlines():
+        cells = line.split(' | ')
+        for name in re.findall(r'`(_\w+)`', cells[0]):
+            table[name] = set(re.findall(r'`([\w/]+\.py)`', cells[2]))
+    assert table == private_names()
+
+
+# ---- the front page stays short
+
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 130
+    for page, text in TEXTS.items():
+        long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(('|', 'python '))]
+        assert long == [], page
+
+
+def test_the_version_stands_in_one_place():
+    assert repvgg_mm.__version__ == '0.1.0'
+    assert "'0.1.0'" not in (ROOT / 'setup.py').read_text()
+    assert f'## {repvgg_mm.__version__}' in TEXTS['CHANGELOG.md']
