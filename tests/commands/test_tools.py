@@ -290,7 +290,7 @@ def test_unknown_arch(checkpoint, tmp_path):
 def test_absent_dataset(config, folder, tmp_path):
     result = run_tool('tools/train.py', f'configs/{config}', '--work-dir', tmp_path, check=False,
                       REPVGG_MM_DATA=str(tmp_path / 'data'))
-    assert_refused(result, folder, 'README, section "Datasets"')
+    assert_refused(result, folder, 'docs/train.md, section "Datasets"')
 
 
 def test_absent_config_and_base_config(tmp_path):

@@ -149,7 +149,7 @@ def test_the_tools_convert_a_segmentor_with_timms_backbone(tmp_path):
 
 
 def test_the_example_of_the_readme():
-    text = (ROOT / 'README.md').read_text().split('## Blocks of other libraries')[1]
+    text = (ROOT / 'docs/convert.md').read_text().split('## Blocks of other libraries')[1]
     code = text.split('```python')[1].split('```')[0]
     names = dict(__name__='example')
     exec(code, names)

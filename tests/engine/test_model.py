@@ -1,4 +1,4 @@
-"""Engines in the toolboxes' own test loop, in the benchmark, and in the README's program without torch."""
+"""Engines in the toolboxes' own test loop, in the benchmark, and in the documented program without torch."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def test_the_benchmark_tool_takes_engines(segmentor, tmp_path):
 
 @pytest.mark.parametrize('library', ['onnxruntime', 'openvino'])
 def test_the_readmes_program_runs_without_torch(library, segmentor, tmp_path):
-    programs = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    programs = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)
     program, = (text for text in programs if f'import {library}\n' in text)
     assert len(program.splitlines()) <= 15
     engine = dict(onnxruntime='onnx', openvino='openvino')[library]
