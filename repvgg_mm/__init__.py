@@ -20,7 +20,7 @@ from .convert.whole import whole_model_convert
 from .deploy.hook import RepVGGConvertHook
 from .errors import UserError
 from .files.checkpoint import read_checkpoint
-from .inference.prediction import predict
+from .inference.predict import predict
 from .openmmlab.amp import BFloat16OptimWrapper
 from .stages import fast_dilations
 from .version import __version__  # noqa: F401

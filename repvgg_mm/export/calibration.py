@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
+from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.utils import track_iter_progress
 
 from ..engine.engine import Engine
@@ -27,25 +27,34 @@ def calibration_images(cfg: Config, engine: Engine, count: int) -> list[np.ndarr
     dataset = training_set(cfg)
     recorder = _Recorder(engine)
     tester = EngineModel(cfg, recorder)
-    images = []
+
     count = min(count, len(dataset))
-    for turn, index in enumerate(track_iter_progress([i * len(dataset) // count for i in range(count)])):
+    spread = [i * len(dataset) // count for i in range(count)]
+    images = []
+    for turn, index in enumerate(track_iter_progress(spread)):
         recorder.calls = []
-        try:
-            image = dataset[index]
-        except Exception as error:  # what decoders and datasets raise depends on the damage
-            raise UserError(f'Quantising reads images of the training set, and number {index} cannot be read '
-                            f'({first_line(error)}). Check its files, or take it out of the list.') from None
-        tester.test_step(pseudo_collate([image]))
+        sample = _read(dataset, index)
+        tester.test_step(pseudo_collate([sample]))
         images.append(recorder.calls[turn % len(recorder.calls)])
     return images
 
 
-class _Recorder:
+def _read(dataset: BaseDataset, index: int) -> dict:
+    try:
+        return dataset[index]
+    except Exception as error:  # what decoders and datasets raise depends on the damage
+        raise UserError(
+            f'Quantising reads images of the training set, and number {index} cannot be read '
+            f'({first_line(error)}). Check its files, or take it out of the list.') from None
+
+
+class _Recorder(Engine):
     """An engine that keeps a copy of each input since `calls` was last emptied."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.path, self.meta = engine, engine.path, engine.meta
+        self.engine = engine
+        self.path = engine.path
+        self.description = engine.description
         self.calls: list[np.ndarray] = []
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -55,61 +55,84 @@ def scales(first: np.ndarray, bias: np.ndarray, readers: Sequence[np.ndarray]) -
     largest = np.abs(first).reshape(len(first), -1).max(1)
     read = np.max([np.abs(weights).max((0, 2, 3)) for weights in readers], 0)
     used = (largest > 0) & (read > 0)
+
     exponents = np.zeros(len(first))
-    exponents[used] = np.round(np.log2(largest[used].astype(np.float64) / read[used]) / 2)
+    ratio = largest[used].astype(np.float64) / read[used]
+    exponents[used] = np.round(np.log2(ratio) / 2)
+
     if bias.any():
         with np.errstate(divide='ignore'):
-            least = np.ceil(np.log2(np.abs(bias) / np.abs(bias).max()))
+            share = np.log2(np.abs(bias) / np.abs(bias).max())
+        least = np.ceil(share)
         exponents = np.where(used, np.maximum(exponents, least), 0)
     return np.exp2(exponents).astype(np.float32)
 
 
 def find_pairs(network: object) -> dict[str, Pair]:
     """By the name of the first convolution, in the order of computation."""
-    convolutions, outputs, found = convolutions_of(network), biased_outputs(network), {}
-    for name, conv in convolutions.items():
-        front, readers, fits = [outputs[name]], [], True
-        while front:
-            for target in front.pop().get_target_inputs():
-                node = target.get_node()
-                if node.get_type_name() == 'Relu':
-                    front.append(node.output(0))
-                else:
-                    readers.append(node)
-                    fits &= node.get_type_name() == 'Convolution' and target.get_index() == 0
-        fits = fits and readers and all(_owns_weights(one) for one in (conv, *readers))
-        if fits:
+    outputs = biased_outputs(network)
+    found = {}
+    for name, conv in convolutions_of(network).items():
+        readers = _readers_through_relu(outputs[name])
+        if readers and all(_owns_weights(one) for one in (conv, *readers)):
             bias = outputs[name].get_node()
             found[name] = Pair(conv, bias if bias.get_type_name() == 'Add' else None, readers)
     return found
 
 
+def _readers_through_relu(output: object) -> list | None:
+    """The convolutions that read `output` as their image; None if anything else reads it."""
+    readers = []
+    front = [output]
+    while front:
+        for target in front.pop().get_target_inputs():
+            node = target.get_node()
+            if node.get_type_name() == 'Relu':
+                front.append(node.output(0))
+            elif node.get_type_name() == 'Convolution' and target.get_index() == 0:
+                readers.append(node)
+            else:
+                return None
+    return readers
+
+
 def _equalise_pair(pair: Pair) -> bool:
     """Whether any channel was changed."""
-    first, readers = constant_of(pair.convolution, 1), [constant_of(reader, 1) for reader in pair.readers]
-    place = None if pair.bias is None else _bias_input(pair)
-    bias = np.zeros(len(first), np.float32) if place is None else constant_of(pair.bias, place)
+    first = constant_of(pair.convolution, 1)
+    readers = [constant_of(reader, 1) for reader in pair.readers]
+    place, bias = None, np.zeros(len(first), np.float32)
+    if pair.bias is not None:
+        place = _bias_input(pair)
+        bias = constant_of(pair.bias, place)
+
     s = scales(first, bias.reshape(-1), readers)
     if (s == 1).all():
         return False
-    _replace(pair.convolution, 1, first / s[:, None, None, None])
+
+    s = s[:, None, None]                                                 # C, 1, 1
+    _replace(pair.convolution, 1, first / s[..., None])
     if place is not None:
-        _replace(pair.bias, place, bias.reshape(1, -1, 1, 1) / s[:, None, None])
+        _replace(pair.bias, place, bias.reshape(1, -1, 1, 1) / s)
     for reader, weights in zip(pair.readers, readers):
-        _replace(reader, 1, weights * s[:, None, None])
+        _replace(reader, 1, weights * s)
     return True
 
 
 def _owns_weights(conv: object) -> bool:
+    """Whether `conv` is a plain convolution whose weights nothing else reads."""
     weights = conv.input_value(1)
-    return (conv.get_type_name() == 'Convolution' and weights.get_node().get_type_name() == 'Constant'
-            and len(weights.get_target_inputs()) == 1)
+    constant = weights.get_node().get_type_name() == 'Constant'
+    return conv.get_type_name() == 'Convolution' and constant and len(weights.get_target_inputs()) == 1
 
 
 def _bias_input(pair: Pair) -> int:
-    return 1 - [pair.bias.input_value(i).get_node().get_name() for i in (0, 1)].index(pair.convolution.get_name())
+    """Which input of the Add the bias is: the one that is not the convolution."""
+    names = [pair.bias.input_value(i).get_node().get_name() for i in (0, 1)]
+    return 1 - names.index(pair.convolution.get_name())
 
 
 def _replace(node: object, place: int, values: np.ndarray) -> None:
-    constant = optional('openvino').op.Constant(np.ascontiguousarray(values, dtype=np.float32))
+    """Let a constant of `values` be that input of `node`."""
+    content = np.ascontiguousarray(values, dtype=np.float32)
+    constant = optional('openvino').op.Constant(content)
     node.input(place).replace_source_output(constant.output(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +12,12 @@ from ..engine.engine import optional
 CONVOLUTIONS = ('Convolution', 'GroupConvolution')
 BIAS = '/WithoutBiases'  # OpenVINO's name for a convolution whose bias is an Add after it
 F32 = dict(INFERENCE_PRECISION_HINT='f32')
+TINY = 1e-30  # instead of dividing by nothing
+HEADS = ('largest weight', 'over median', 'output from', 'to', 'SNR, dB', 'own, dB')
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerNoise:
     """One convolution with its bias, before the activation.
 
     Weights by output channel: `largest_weight` is the largest magnitude, `weight_spread` that over the
@@ -35,55 +37,71 @@ class Layer:
 
 def signal_to_noise(signal: float, noise: float) -> float:
     """10 log10(signal / noise) in decibels, of sums of squares; inf without noise."""
-    return float('inf') if noise <= 0 else float(10 * np.log10(signal / noise)) if signal else float('-inf')
+    if noise <= 0:
+        return float('inf')
+    if not signal:
+        return float('-inf')
+    return float(10 * np.log10(signal / noise))
 
 
-def measure_layers(network: object, quantised: object, images: Iterable[np.ndarray]) -> list[Layer]:
+def measure_layers(network: object, quantised: object, images: Iterable[np.ndarray]) -> list[LayerNoise]:
     """Every convolution of the openvino.Model `network` in its order, compared with `quantised` on `images`.
 
     `quantised` is what NNCF made of `network`: nodes of the same names.
     """
     convolutions = convolutions_of(network)
-    taps = [[conv.input_value(0) for conv in convolutions.values()], list(biased_outputs(network).values())]
-    others = convolutions_of(quantised)
-    other_outputs = biased_outputs(quantised)
-    other_taps = [[_unquantised(others[name].input_value(0)) for name in convolutions],
-                  [other_outputs[name] for name in convolutions]]
-    sums = np.zeros((2, len(convolutions), 2))  # of inputs and of outputs: signal and noise
-    ranges = np.tile([np.inf, -np.inf], (len(convolutions), 1))
-    run, run_other = (_tapped(model, [tap for part in parts for tap in part])
-                      for model, parts in ((network, taps), (quantised, other_taps)))
+    names = list(convolutions)
+    run = _tapped(network, _taps(network, names))
+    run_quantised = _tapped(quantised, _taps(quantised, names))
+
+    powers = np.zeros((2, len(names), 2))  # of inputs and of outputs: signal and noise
+    low = np.full(len(names), np.inf)
+    high = np.full(len(names), -np.inf)
     for image in images:
-        for i, (expected, found) in enumerate(zip(run(image), run_other(image))):
-            part, layer = divmod(i, len(convolutions))
+        values = zip(run(image), run_quantised(image))
+        for i, (expected, found) in enumerate(values):
+            side, layer = divmod(i, len(names))  # inputs first, then outputs
             expected = expected.astype(np.float64)
-            sums[part, layer] += (expected ** 2).sum(), ((found - expected) ** 2).sum()
-            if part:
-                ranges[layer] = min(ranges[layer, 0], expected.min()), max(ranges[layer, 1], expected.max())
+            powers[side, layer] += (expected ** 2).sum(), ((found - expected) ** 2).sum()
+            if side == 1:
+                low[layer] = min(low[layer], expected.min())
+                high[layer] = max(high[layer], expected.max())
+
     layers = []
     for i, (name, conv) in enumerate(convolutions.items()):
+        (signal_in, noise_in), (signal, noise) = powers[:, i]
         largest = channel_maxima(conv)
-        (signal_in, noise_in), (signal, noise) = sums[:, i]
-        own = noise / signal - (noise_in / signal_in if signal_in else 0) if signal else 0
-        layers.append(Layer(
-            name, float(largest.max()), float(largest.max() / max(np.median(largest), 1e-30)), *map(float, ranges[i]),
-            signal_to_noise(signal, noise), signal_to_noise(1, own)))
+        layers.append(LayerNoise(
+            name=name,
+            largest_weight=float(largest.max()),
+            weight_spread=float(largest.max() / max(np.median(largest), TINY)),
+            low=float(low[i]),
+            high=float(high[i]),
+            snr_db=signal_to_noise(signal, noise),
+            own_snr_db=signal_to_noise(1, _ratio(noise, signal) - _ratio(noise_in, signal_in) if signal else 0)))
     return layers
 
 
 def convolutions_of(network: object) -> dict[str, object]:
     """By name, in the order of computation."""
-    return {node.get_friendly_name().removesuffix(BIAS): node for node in network.get_ordered_ops()
-            if node.get_type_name() in CONVOLUTIONS}
+    found = {}
+    for node in network.get_ordered_ops():
+        if node.get_type_name() in CONVOLUTIONS:
+            found[node.get_friendly_name().removesuffix(BIAS)] = node
+    return found
 
 
 def biased_outputs(network: object) -> dict[str, object]:
     """The output of each convolution after its bias, by the convolution's name."""
     found = {}
     for name, conv in convolutions_of(network).items():
-        adds = [target.get_node() for target in conv.output(0).get_target_inputs()
-                if conv.get_friendly_name().endswith(BIAS) and target.get_node().get_type_name() == 'Add']
-        found[name] = adds[0].output(0) if adds else conv.output(0)
+        found[name] = conv.output(0)
+        if not conv.get_friendly_name().endswith(BIAS):
+            continue
+        for target in conv.output(0).get_target_inputs():
+            if target.get_node().get_type_name() == 'Add':
+                found[name] = target.get_node().output(0)
+                break
     return found
 
 
@@ -98,30 +116,58 @@ def constant_of(node: object, place: int) -> np.ndarray:
 def channel_maxima(conv: object) -> np.ndarray:
     """Largest magnitude of the weights of each output channel."""
     data = np.abs(constant_of(conv, 1))
-    grouped = conv.get_type_name() == 'GroupConvolution' and data.ndim == 5                # G, C_out / G, ...
-    return data.reshape(int(np.prod(data.shape[:2 if grouped else 1])), -1).max(1)
+    grouped = conv.get_type_name() == 'GroupConvolution' and data.ndim == 5      # G, C_out / G, ...
+    axes = 2 if grouped else 1
+    channels = int(np.prod(data.shape[:axes]))
+    return data.reshape(channels, -1).max(1)
 
 
-def layer_table(layers: Sequence[Layer], others: Mapping[str, Layer] | None = None) -> str:
+def layer_table(layers: Sequence[LayerNoise], others: Mapping[str, LayerNoise] | None = None) -> str:
     """A line for each layer; a further column with the signal to noise of the layers of the same name in `others`."""
-    heads = ['largest weight', 'over median', 'output from', 'to', 'SNR, dB', 'own, dB', *['before'] * bool(others)]
+    heads = [*HEADS, 'before'] if others else HEADS
     width = max(len(layer.name) for layer in layers)
-    lines = [' '.join([f'{"layer":<{width}}', *(f'{head:>14}' for head in heads)])]
+    lines = [_line('layer', heads, width)]
     for layer in layers:
-        values = [f'{layer.largest_weight:.3f}', f'{layer.weight_spread:.1f}', f'{layer.low:.2f}', f'{layer.high:.2f}',
-                  f'{layer.snr_db:.1f}', f'{layer.own_snr_db:.1f}']
-        values += [f'{others[layer.name].snr_db:.1f}'] if others else []
-        lines.append(' '.join([f'{layer.name:<{width}}', *(f'{value:>14}' for value in values)]))
+        values = [
+            f'{layer.largest_weight:.3f}',
+            f'{layer.weight_spread:.1f}',
+            f'{layer.low:.2f}',
+            f'{layer.high:.2f}',
+            f'{layer.snr_db:.1f}',
+            f'{layer.own_snr_db:.1f}',
+        ]
+        if others:
+            values.append(f'{others[layer.name].snr_db:.1f}')
+        lines.append(_line(layer.name, values, width))
     return '\n'.join(lines)
+
+
+def _line(name: str, values: Sequence[str], width: int) -> str:
+    columns = [f'{value:>14}' for value in values]
+    return ' '.join([f'{name:<{width}}', *columns])
+
+
+def _ratio(noise: float, signal: float) -> float:
+    return noise / signal if signal else 0
+
+
+def _taps(network: object, names: Sequence[str]) -> list:
+    """The inputs of the convolutions, before a quantiser, then their outputs after the bias."""
+    convolutions = convolutions_of(network)
+    outputs = biased_outputs(network)
+    inputs = [_unquantised(convolutions[name].input_value(0)) for name in names]
+    return inputs + [outputs[name] for name in names]
 
 
 def _unquantised(value: object) -> object:
     """What goes into the quantiser of an activation."""
     node = value.get_node()
-    return _unquantised(node.input_value(0)) if node.get_type_name() == 'FakeQuantize' else value
+    if node.get_type_name() != 'FakeQuantize':
+        return value
+    return _unquantised(node.input_value(0))
 
 
-def _tapped(network: object, taps: Sequence[object]):
+def _tapped(network: object, taps: Sequence[object]) -> Callable[[np.ndarray], list[np.ndarray]]:
     """image -> the values of `taps`, outputs of nodes of an openvino.Model."""
     openvino = optional('openvino')
     model = openvino.Model(list(taps), network.get_parameters())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from ..openmmlab.model import decode_head_of
+from ..openmmlab.model import decode_head_of, is_detector, is_segmentor
 from ..openmmlab.preprocessing import Preprocessing
 
 MAX_UINT8_CLASSES = 256
+PREDICTION = ('predict_by_feat', '_predict_by_feat_single')  # what a head of mmdet's common rule inherits
 
 
 class Preprocess(nn.Module):
@@ -23,19 +26,20 @@ class Preprocess(nn.Module):
         super().__init__()
         self.settings = preprocessing
         if preprocessing.mean is not None:
-            for name in ('mean', 'std'):
-                values = getattr(preprocessing, name)
-                self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1))
+            self.register_buffer('mean', _by_channel(preprocessing.mean))
+            self.register_buffer('std', _by_channel(preprocessing.std))
 
     def forward(self, image: Tensor) -> Tensor:                          # N, H, W, 3
         x = image.flip(3) if self.settings.swap_channels else image
-        x = x.permute(0, 3, 1, 2).float()
+        x = x.permute(0, 3, 1, 2).float()                                # N, 3, H, W
         if self.settings.mean is not None:
             x = (x - self.mean) / self.std
+
         divisor = self.settings.pad_divisor
         if divisor > 1:
             height, width = x.shape[2:]
-            x = F.pad(x, (0, -width % divisor, 0, -height % divisor), value=self.settings.pad_value)
+            below, right = -height % divisor, -width % divisor
+            x = F.pad(x, (0, right, 0, below), value=self.settings.pad_value)
         return x
 
 
@@ -48,7 +52,9 @@ class SegmentorNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False) -> None:
         super().__init__()
-        self.model, self.preprocess, self.argmax = model, preprocess, argmax
+        self.model = model
+        self.preprocess = preprocess
+        self.argmax = argmax
         self.outputs = ('labels',) if argmax else ('logits',)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -60,7 +66,10 @@ class SegmentorNetwork(nn.Module):
 
     def labels(self, logits: Tensor) -> Tensor:
         classes = logits.shape[1]
-        labels = logits.argmax(1) if classes > 1 else logits[:, 0].sigmoid() > decode_head_of(self.model).threshold
+        if classes > 1:
+            labels = logits.argmax(1)
+        else:
+            labels = logits[:, 0].sigmoid() > decode_head_of(self.model).threshold
         return labels.to(torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32)
 
 
@@ -79,34 +88,53 @@ class DetectorNetwork(nn.Module):
 
     def __init__(self, model: nn.Module, preprocess: nn.Module | None = None) -> None:
         super().__init__()
-        self.model, self.preprocess = model, preprocess
+        self.model = model
+        self.preprocess = preprocess
         self.distribution = _check_head(model)
+
         generator = model.bbox_head.prior_generator
-        self.levels = [[*stride[::-1], priors] for stride, priors in
-                       zip(generator.strides, generator.num_base_priors)]
+        self.levels = []
+        for (columns, rows), priors in zip(generator.strides, generator.num_base_priors):
+            self.levels.append([rows, columns, priors])
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         x = image if self.preprocess is None else self.preprocess(image)
         head = self.model.bbox_head
-        classes, regressions, *factors = head(self.model.extract_feat(x))
-        priors = head.prior_generator.grid_priors(
-            [level.shape[-2:] for level in classes], dtype=x.dtype, device=x.device)
-        boxes = [self.decode(*level) for level in zip(regressions, priors, head.prior_generator.strides)]
-        scores = [_activate(head, _rows(level, head.cls_out_channels)) for level in classes]
-        factors = [[_rows(level, 1)[..., 0].sigmoid() for level in levels] for levels in factors]
-        return tuple(torch.cat(levels, 1) for levels in (boxes, scores, *factors))
+        features = self.model.extract_feat(x)
+        classes, regressions, *factors = head(features)  # of each level
+
+        sizes = [level.shape[-2:] for level in classes]
+        priors = head.prior_generator.grid_priors(sizes, dtype=x.dtype, device=x.device)
+        strides = head.prior_generator.strides
+
+        boxes = [self.decode(*level) for level in zip(regressions, priors, strides)]
+        scores = [self.scores(level) for level in classes]
+        outputs = [torch.cat(boxes, 1), torch.cat(scores, 1)]
+        for levels in factors:
+            rows = [_rows(level, 1)[..., 0].sigmoid() for level in levels]
+            outputs.append(torch.cat(rows, 1))
+        return tuple(outputs)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Of one level (N, P, classes)."""
+        head = self.model.bbox_head
+        rows = _rows(logits, head.cls_out_channels)
+        return rows.sigmoid() if head.use_sigmoid_cls else rows.softmax(-1)[..., :-1]
 
     def decode(self, regression: Tensor, priors: Tensor, stride: tuple[int, int]) -> Tensor:
         """Boxes (N, P, 4) of one level."""
         head = self.model.bbox_head
         if self.distribution:
             rows = _rows(regression, 4 * (head.reg_max + 1))
-            deltas = head.integral(rows.flatten(0, 1)).unflatten(0, rows.shape[:2]) * stride[0]
+            distances = head.integral(rows.flatten(0, 1))
+            deltas = distances.unflatten(0, rows.shape[:2]) * stride[0]
             priors = head.anchor_center(priors)
         else:
             deltas = _rows(regression, head.bbox_coder.encode_size)
+
         priors = priors.expand(deltas.shape[0], -1, -1)
-        return head.bbox_coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1)).unflatten(0, deltas.shape[:2])
+        boxes = head.bbox_coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1))
+        return boxes.unflatten(0, deltas.shape[:2])
 
 
 def network_of(model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False) -> nn.Module:
@@ -115,14 +143,16 @@ def network_of(model: nn.Module, preprocess: nn.Module | None = None, argmax: bo
     Raises:
         UserError: it is neither, or --argmax is asked of a detector.
     """
-    if hasattr(model, 'encode_decode'):
+    if is_segmentor(model):
         return SegmentorNetwork(model, preprocess, argmax).eval()
-    if not hasattr(model, 'bbox_head') and not hasattr(model, 'roi_head'):
-        raise UserError(f'Segmentors and one-stage detectors are exported, and this model is a '
-                        f'{type(model).__name__}. Give the config of one of those.')
+    if not is_detector(model):
+        raise UserError(
+            f'Segmentors and one-stage detectors are exported, and this model is a {type(model).__name__}. '
+            'Give the config of one of those.')
     if argmax:
-        raise UserError(f'--argmax ends a segmentor at its label map, and {type(model).__name__} is a detector. '
-                        'Export it without.')
+        raise UserError(
+            f'--argmax ends a segmentor at its label map, and {type(model).__name__} is a detector. '
+            'Export it without.')
     return DetectorNetwork(model, preprocess).eval()
 
 
@@ -131,23 +161,27 @@ def _check_head(model: nn.Module) -> bool:
     from mmdet.models.dense_heads import GFLHead
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
     from mmdet.models.detectors import SingleStageDetector
+
     head = getattr(model, 'bbox_head', None)
     owner = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
-    common = isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead) and all(
-        getattr(type(head), name) is getattr(owner, name) for name in ('predict_by_feat', '_predict_by_feat_single'))
-    if not common or getattr(head.loss_cls, 'custom_cls_channels', False):
-        raise UserError(
-            f"Detectors are exported whose head predicts by mmdet's common rule, and {type(model).__name__} with "
-            f'{"no bbox_head" if head is None else type(head).__name__} is none of them. Supported are one-stage '
-            'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead and heads that inherit their '
-            'prediction.')
-    return owner is GFLHead
+    if isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead):
+        inherited = [getattr(type(head), name) is getattr(owner, name) for name in PREDICTION]
+        custom = getattr(head.loss_cls, 'custom_cls_channels', False)
+        if all(inherited) and not custom:
+            return owner is GFLHead
+
+    found = 'no bbox_head' if head is None else type(head).__name__
+    raise UserError(
+        f"Detectors are exported whose head predicts by mmdet's common rule, and {type(model).__name__} with "
+        f'{found} is none of them. Supported are one-stage '
+        'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead and heads that inherit their '
+        'prediction.')
 
 
 def _rows(level: Tensor, channels: int) -> Tensor:                       # N, A * channels, H, W
     return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, channels)
 
 
-def _activate(head: nn.Module, logits: Tensor) -> Tensor:
-    return logits.sigmoid() if head.use_sigmoid_cls else logits.softmax(-1)[..., :-1]
+def _by_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
 

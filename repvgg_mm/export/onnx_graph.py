@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..backbone import RepVGG
 from ..convert.foreign import FusedBlock
 from ..engine.engine import optional
-from ..errors import UserError
+from ..errors import UserError, reason
+from ..stages import Stages
 
 SCOPES = 'pkg.torch.onnx.name_scopes'  # where torch's exporter notes the modules that a node comes from
 
@@ -35,20 +35,20 @@ def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic:
     """
     optional('onnx')
     optional('onnxscript')
+    sizes = ({axis: Dim.DYNAMIC for axis in dynamic},) if dynamic else None
     with _quiet():
         try:
             # Exported here and not by torch.onnx.export, which would fix a size that it cannot keep dynamic.
-            program = torch.export.export(
-                network.eval(), (inputs,),
-                dynamic_shapes=({axis: Dim.DYNAMIC for axis in dynamic},) if dynamic else None)
-            return torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs)).model_proto
+            program = torch.export.export(network.eval(), (inputs,), dynamic_shapes=sizes)
+            exported = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs))
+            return exported.model_proto
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-            cause = error.__cause__ or error
-            reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-            raise UserError(f"Exporting writes the model in ONNX's operators, and torch cannot ({reason[:300]}). "
-                            f'{"Export without --dynamic, or use" if dynamic else "Use"} a head that torch.onnx '
-                            'can export.') from None
+            cause = reason(error.__cause__ or error)
+            advice = 'Export without --dynamic, or use' if dynamic else 'Use'
+            raise UserError(
+                f"Exporting writes the model in ONNX's operators, and torch cannot ({cause}). "
+                f'{advice} a head that torch.onnx can export.') from None
 
 
 def count_convolutions(network: nn.Module, inputs: Tensor) -> int:
@@ -70,12 +70,20 @@ def check_graph(model, network: nn.Module, convolutions: int) -> dict[str, int]:
             an Add of feature maps (that of two sizes is not one); or the whole graph has another number of
             convolutions.
     """
-    fused = {path: module for path, module in network.named_modules() if isinstance(module, (RepVGG, FusedBlock))}
-    expected = sum(isinstance(part, nn.Conv2d) for module in fused.values() for part in module.modules())
+    fused, expected = set(), 0
+    for path, module in network.named_modules():
+        if isinstance(module, (Stages, FusedBlock)):
+            fused.add(path)
+            expected += sum(isinstance(part, nn.Conv2d) for part in module.modules())
+
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
-    inside = Counter(node.op_type for node in model.graph.node
-                     if fused.keys() & set(_scopes(node)) and ranks.get(node.output[0], 4) == 4)
-    whole = Counter(node.op_type for node in model.graph.node)
+    whole, inside = Counter(), Counter()
+    for node in model.graph.node:
+        whole[node.op_type] += 1
+        of_feature_maps = ranks.get(node.output[0], 4) == 4
+        if of_feature_maps and fused.intersection(_scopes(node)):
+            inside[node.op_type] += 1
+
     found = (inside['Conv'], inside['BatchNormalization'], inside['Add'], whole['Conv'])
     if found != (expected, 0, 0, convolutions):
         raise UserError(
@@ -93,9 +101,11 @@ def tidy(model) -> None:
     for node in model.graph.node:
         scopes = [scope for scope in _scopes(node)[:-1] if scope]
         if scopes:
-            node.name = f'{scopes[-1].removeprefix("model.")}/{node.name.removeprefix("node_")}'
+            module = scopes[-1].removeprefix('model.')
+            node.name = f'{module}/{node.name.removeprefix("node_")}'
         del node.metadata_props[:]
         node.doc_string = ''
+
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
         del value.metadata_props[:]
     del model.metadata_props[:]
@@ -103,7 +113,10 @@ def tidy(model) -> None:
 
 
 def _scopes(node) -> list[str]:
-    return next((ast.literal_eval(entry.value) for entry in node.metadata_props if entry.key == SCOPES), [])
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            return ast.literal_eval(entry.value)
+    return []
 
 
 class _CountConvolutions(TorchDispatchMode):

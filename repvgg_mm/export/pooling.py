@@ -13,11 +13,14 @@ def averaging_matrix(size: int, bins: int, like: Tensor) -> Tensor:
     excluded, as torch.nn.AdaptiveAvgPool1d does: row i is 1 / width there and 0 elsewhere. `size` may be
     symbolic: the matrix is then built from the shape inside the exported graph.
     """
-    i, j = torch.arange(bins, device=like.device), torch.arange(size, device=like.device)
+    i = torch.arange(bins, device=like.device)
+    j = torch.arange(size, device=like.device)
     start = torch.div(i * size, bins, rounding_mode='trunc')
     end = torch.div((i + 1) * size + (bins - 1), bins, rounding_mode='trunc')
+
     inside = (j >= start[:, None]) & (j < end[:, None])                  # bins, size
-    return inside.to(like) / (end - start)[:, None].to(like)
+    width = (end - start)[:, None]                                       # bins, 1
+    return inside.to(like) / width.to(like)
 
 
 class ExactAdaptiveAvgPool2d(nn.Module):
@@ -31,10 +34,13 @@ class ExactAdaptiveAvgPool2d(nn.Module):
         self.bins = bins
 
     def forward(self, x: Tensor) -> Tensor:                              # N, C, H, W
-        (rows, columns), (height, width) = self.bins, x.shape[2:]
+        rows, columns = self.bins
+        height, width = x.shape[2:]
         if columns is not None:
             x = x @ averaging_matrix(width, columns, x).T                # N, C, H, columns
-        return x if rows is None else averaging_matrix(height, rows, x) @ x
+        if rows is not None:
+            x = averaging_matrix(height, rows, x) @ x                    # N, C, rows, columns
+        return x
 
 
 def replace_adaptive_pooling(model: nn.Module) -> nn.Module:
@@ -43,8 +49,11 @@ def replace_adaptive_pooling(model: nn.Module) -> nn.Module:
     Returns `model`, changed; another module if it is such a pooling itself.
     """
     if isinstance(model, nn.AdaptiveAvgPool2d):
-        bins = model.output_size if isinstance(model.output_size, tuple) else (model.output_size,) * 2
+        bins = model.output_size
+        if not isinstance(bins, tuple):
+            bins = (bins, bins)
         return model if bins == (1, 1) else ExactAdaptiveAvgPool2d(bins)
+
     for name, child in model.named_children():
         setattr(model, name, replace_adaptive_pooling(child))
     return model

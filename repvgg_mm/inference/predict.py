@@ -15,8 +15,8 @@ from mmengine.utils import ProgressBar
 from ..errors import UnusableFile, UserError
 from ..openmmlab.config import import_toolbox, read_config
 from .drawing import Painter
+from .image_model import ImageModel, load_image_model
 from .media import Source, check_targets, find_sources, open_video, write_picture, write_video
-from .predictor import Predictor, predictor
 
 KINDS = (str, PathLike, np.ndarray)  # of images
 
@@ -58,13 +58,17 @@ def predict(
     out = None if out is None else Path(out).expanduser()
     sources = _sources(images, out)
     if out is not None:
-        check_targets(out, [source.target for _, source in sources], overwrite)
-    model = _predictor(config, checkpoint, device, trust)
+        targets = [source.target for _, source in sources]
+        check_targets(out, targets, overwrite)
+
+    model = _open_model(config, checkpoint, device, trust)
     paint = Painter(model.classes, model.palette, score_thr=score_thr)
     samples, pictures = [], []
     for array, source in sources:
         image = model.read(source.path) if array is None else array
         sample = model(image, source.path)
+        samples.append(sample)
+
         if draw or out is not None:
             picture = paint(image, sample)
             if draw:
@@ -73,7 +77,6 @@ def predict(
                 write_picture(out / source.target, picture)
         if 'seg_logits' in sample and not keep_logits:
             del sample.seg_logits
-        samples.append(sample)
     return (samples, pictures) if draw else samples
 
 
@@ -99,59 +102,84 @@ def predict_files(
     out = Path(out).expanduser()
     sources = find_sources(patterns, out)
     check_targets(out, [source.target for source in sources], overwrite)
-    model = _predictor(config, checkpoint, device, trust)
+
+    model = _open_model(config, checkpoint, device, trust)
     paint = Painter(model.classes, model.palette, score_thr=score_thr)
     paint_frame = Painter(model.classes, model.palette, score_thr=score_thr, same_size=True)
-    bar = ProgressBar(sum(map(_length, sources)))
+    steps = sum(_length(source) for source in sources)
+    bar = ProgressBar(steps)
+
     written, complaints = [], []
     for source in sources:
+        target = out / source.target
         try:
             if source.is_video:
-                complaints += _draw_video(model, paint_frame, source, out / source.target, bar)
+                complaints += _draw_video(model, paint_frame, source, target, bar)
             else:
                 image = model.read(source.path)
-                write_picture(out / source.target, paint(image, model(image, source.path)))
+                sample = model(image, source.path)
+                write_picture(target, paint(image, sample))
                 bar.update()
         except UnusableFile as error:
             complaints.append(str(error))
         else:
-            written.append(out / source.target)
+            written.append(target)
     print()
+
     if complaints:
-        raise UserError('\n'.join([f'Of {len(sources)} files {len(written)} are drawn in {out}, but:', *complaints]))
+        count = f'Of {len(sources)} files {len(written)} are drawn in {out}, but:'
+        raise UserError('\n'.join([count, *complaints]))
     return written
 
 
-def _predictor(config: str | PathLike | Config, checkpoint: str | PathLike, device: str | None,
-               trust: bool) -> Predictor:
+def _open_model(
+    config: str | PathLike | Config, checkpoint: str | PathLike, device: str | None, trust: bool
+) -> ImageModel:
     cfg = config if isinstance(config, Config) else read_config(config)
     import_toolbox(cfg)
-    return predictor(cfg, checkpoint, device, trust=trust)
+    return load_image_model(cfg, checkpoint, device, trust=trust)
 
 
 def _sources(images: object, out: Path | None) -> list[tuple[np.ndarray | None, Source]]:
     """Arrays; or None for files, which are read when their turn comes."""
-    images = [images] if isinstance(images, KINDS) or not isinstance(images, Iterable) else list(images)
-    strange = [item for item in images if not isinstance(item, KINDS)]
-    if strange:
-        raise UserError(f'Images are files or BGR arrays (H, W, 3) of uint8, got {type(strange[0]).__name__}. Convert '
-                        'it, for example with np.asarray(image)[..., ::-1] if it is RGB.')
+    if isinstance(images, KINDS) or not isinstance(images, Iterable):
+        images = [images]
+    images = list(images)
+    for item in images:
+        if not isinstance(item, KINDS):
+            raise UserError(
+                f'Images are files or BGR arrays (H, W, 3) of uint8, got {type(item).__name__}. Convert '
+                'it, for example with np.asarray(image)[..., ::-1] if it is RGB.')
+
     arrays = [item for item in images if isinstance(item, np.ndarray)]
-    if arrays:
-        if len(arrays) != len(images):
-            raise UserError(f'Images are arrays or files, and {len(arrays)} of {len(images)} are arrays. '
-                            'Read the files with cv2.imread, or predict twice.')
-        names = [f'image_{number}' for number in range(len(arrays))]
-        return [(array, Source(Path(name), Path(f'{name}.png'))) for array, name in zip(arrays, names)]
-    twice = [item for item, count in Counter(map(str, images)).items() if count > 1]
-    if twice:
-        raise UserError(f'Each image is predicted once, and {twice[0]} was named more than once. Name it once.')
+    if not arrays:
+        return [(None, source) for source in _files(images, out)]
+    if len(arrays) != len(images):
+        raise UserError(
+            f'Images are arrays or files, and {len(arrays)} of {len(images)} are arrays. '
+            'Read the files with cv2.imread, or predict twice.')
+
+    sources = []
+    for number, array in enumerate(arrays):
+        name = f'image_{number}'
+        sources.append((array, Source(Path(name), Path(f'{name}.png'))))
+    return sources
+
+
+def _files(images: list, out: Path | None) -> list[Source]:
+    """Image files, each named once."""
+    counts = Counter(map(str, images))
+    name, count = counts.most_common(1)[0] if counts else ('', 0)
+    if count > 1:
+        raise UserError(f'Each image is predicted once, and {name} was named more than once. Name it once.')
+
     sources = find_sources(images, out)
-    videos = [source.path for source in sources if source.is_video]
-    if videos:
-        raise UserError(f'Data samples are returned of images, and {videos[0]} is a video. Draw it with '
-                        'repvgg_mm.prediction.predict_files or tools/predict.py.')
-    return [(None, source) for source in sources]
+    for source in sources:
+        if source.is_video:
+            raise UserError(
+                f'Data samples are returned of images, and {source.path} is a video. Draw it with '
+                'repvgg_mm.inference.predict.predict_files or tools/predict.py.')
+    return sources
 
 
 def _length(source: Source) -> int:
@@ -164,17 +192,20 @@ def _length(source: Source) -> int:
         return 1
 
 
-def _draw_video(model: Predictor, paint: Painter, source: Source, target: Path, bar: ProgressBar) -> list[str]:
+def _draw_video(model: ImageModel, paint: Painter, source: Source, target: Path, bar: ProgressBar) -> list[str]:
     """Write the drawn video; returns a complaint if it ends early."""
     video = open_video(source.path)
 
     def frames() -> Iterator[np.ndarray]:
         for number, frame in enumerate(video):
-            yield paint(frame, model(frame, f'{source.path}, frame {number},'))
+            sample = model(frame, f'{source.path}, frame {number},')
+            yield paint(frame, sample)
             bar.update()
 
     count = write_video(target, frames(), video.fps, video.resolution)
     if count >= video.frame_cnt:
         return []
-    return [f'A video holds the frames that its header announces, and of {source.path} only {count} of '
-            f'{video.frame_cnt} can be read. {target} ends there: copy the video again if it should be longer.']
+    complaint = (
+        f'A video holds the frames that its header announces, and of {source.path} only {count} of '
+        f'{video.frame_cnt} can be read. {target} ends there: copy the video again if it should be longer.')
+    return [complaint]

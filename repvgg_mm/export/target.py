@@ -1,0 +1,61 @@
+"""What to export, and the checks that its parts go together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import UserError
+from ..openmmlab.model import check_size
+
+ENGINES = ('onnx', 'openvino')
+PRECISIONS = ('fp32', 'bf16', 'int8')
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to export: see the flags of tools/export.py.
+
+    Raises:
+        UserError: values that do not go together, or a size without a pixel.
+    """
+
+    engine: str = 'onnx'
+    precision: str = 'fp32'
+    shape: Sequence[int] | None = None  # height, width
+    dynamic: bool = False
+    argmax: bool = False
+    preprocess: bool = False
+    calib_images: int = 100  # of int8, and max_drop too
+    max_drop: float = 0.3    # points of mIoU, or of mAP x 100
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES or self.precision not in PRECISIONS:
+            raise UserError(
+                f'Engines are {", ".join(ENGINES)} in {", ".join(PRECISIONS)}, got {self.engine} in '
+                f'{self.precision}. Choose one of each.')
+        if (self.engine, self.precision) == ('onnx', 'bf16'):
+            raise UserError(
+                "ONNX Runtime's CPU kernels compute convolutions in float32, and --precision bf16 was "
+                'asked for. Use --engine openvino, or leave --precision out.')
+        if (self.engine, self.precision) == ('onnx', 'int8'):
+            raise UserError(
+                'Engines in int8 are quantised by NNCF for OpenVINO, and --engine onnx was asked for. '
+                'Use --engine openvino; TensorRT quantises the float32 engine.onnx itself.')
+
+        if self.calib_images < 1:
+            raise UserError(
+                'Quantising measures ranges on training images, and --calib-images '
+                f'{self.calib_images} leaves none. Choose 1 or more.')
+        if not math.isfinite(self.max_drop):
+            raise UserError(f'--max-drop is a number of points, such as 0.3, got {self.max_drop}. Choose one.')
+        if self.shape is not None:
+            check_size(self.shape)
+
+    @property
+    def dynamic_axes(self) -> tuple[int, ...]:
+        """Batch, height and width of the input, if any size is taken."""
+        if not self.dynamic:
+            return ()
+        return (0, 1, 2) if self.preprocess else (0, 2, 3)
