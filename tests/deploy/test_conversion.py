@@ -9,10 +9,13 @@ import torch
 from helpers import pspnet_config, randomise_norms
 from mmengine.config import Config
 
-from repvgg_mm import UserError, deploy, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
 from repvgg_mm.block import named_blocks
-from repvgg_mm.convert.whole import has_branches
+from repvgg_mm.convert.blocks import has_branches
+from repvgg_mm.deploy import conversion as conversion_module
+from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.deploy.config import deploy_config
+from repvgg_mm.deploy.conversion import convert_checkpoint, write_deploy
 from repvgg_mm.openmmlab.config import read_config
 from repvgg_mm.openmmlab.model import build_model
 
@@ -25,9 +28,9 @@ def cfg() -> Config:
     return Config(dict(model=pspnet_config('A0'), default_scope='mmseg'))
 
 
-def save(model: torch.nn.Module, folder: Path) -> Path:
+def save(model: torch.nn.Module, folder: Path) -> Checkpoint:
     torch.save(model.state_dict(), folder / 'trained.pth')
-    return folder / 'trained.pth'
+    return Checkpoint.read(folder / 'trained.pth')
 
 
 def test_rounding_beyond_the_bound_is_called_rounding(cfg, tmp_path):
@@ -38,7 +41,7 @@ def test_rounding_beyond_the_bound_is_called_rounding(cfg, tmp_path):
     with pytest.raises(UserError, match=r'agree with the training form to 1e-05 relative, and .* differs by .* on an '
                                         r'input of 64x64\. Nothing was written: in float64 both forms agree to '
                                         r'\d\.\de-1\d, so the blocks are fused right.*Use a later checkpoint'):
-        deploy.convert_checkpoint(cfg, save(model, tmp_path), (64, 64))
+        convert_checkpoint(cfg, save(model, tmp_path), (64, 64))
 
 
 def scale_of(branch: torch.nn.Module) -> torch.Tensor:
@@ -51,22 +54,22 @@ def test_a_fault_of_the_fusing_is_not_called_rounding(cfg, tmp_path, monkeypatch
         converted.backbone.stage_3[0].branch_reparam.bias.data += 0.5
         return converted
 
-    monkeypatch.setattr(deploy, 'whole_model_convert', faulty)
+    monkeypatch.setattr(conversion_module, 'whole_model_convert', faulty)
     checkpoint = save(randomise_norms(build_model(cfg)), tmp_path)
     with pytest.raises(UserError, match=r'differs by .*Nothing was written: in float64 they differ by .* no rounding'):
-        deploy.convert_checkpoint(cfg, checkpoint, (64, 64))
+        convert_checkpoint(cfg, checkpoint, (64, 64))
 
 
 def test_a_value_that_is_not_finite_is_refused(cfg, tmp_path):
     model = randomise_norms(build_model(cfg))
     next(block for _, block in named_blocks(model)).branch_3x3.norm.bias.data[0] = float('nan')
     with pytest.raises(UserError, match=r'differs by inf on .* in float64 they differ by inf.*Look for NaN'):
-        deploy.convert_checkpoint(cfg, save(model, tmp_path), (64, 64))
+        convert_checkpoint(cfg, save(model, tmp_path), (64, 64))
 
 
 def test_a_deploy_config_and_a_training_checkpoint_are_proven_all_the_same(cfg, tmp_path):
     checkpoint = save(randomise_norms(build_model(cfg)), tmp_path)
-    conversion = deploy.convert_checkpoint(deploy_config(cfg), checkpoint, (64, 64))
+    conversion = convert_checkpoint(deploy_config(cfg), checkpoint, (64, 64))
     assert has_branches(conversion.trained) and not has_branches(conversion.deploy)
     assert 0 < max(conversion.errors.values()) <= 1e-5  # of two networks, not of one with itself
     rebuilt = build_model(conversion.config)
@@ -89,9 +92,9 @@ model = dict(
     train_cfg=dict(), test_cfg=dict(mode='whole'))
 """)
     config = read_config(tmp_path / 'config.py')
-    conversion = deploy.convert_checkpoint(config, save(randomise_norms(build_model(config)), tmp_path))
+    conversion = convert_checkpoint(config, save(randomise_norms(build_model(config)), tmp_path))
     assert conversion.meta['arch'] == 'A0'
-    weights = deploy.write_deploy(conversion, tmp_path / 'deploy')
+    weights = write_deploy(conversion, tmp_path / 'deploy')
     model = build_model(read_config(tmp_path / 'deploy' / 'deploy.py'))
     load_strictly(model, read_checkpoint(weights), 'deploy.pth')
     assert not has_branches(model)
