@@ -1,0 +1,100 @@
+"""A file or a folder is there whole or not at all, and where a result goes is checked before the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from repvgg_mm import UserError
+from repvgg_mm.files.atomic import atomic_folder, atomic_path, check_output_file, check_output_folder, sha256_of
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ZeroDivisionError, RuntimeError])
+def test_an_interrupted_body_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / 'file.pth'
+    path.write_text('old')
+    with pytest.raises(error, match='in the middle'), atomic_path(path) as temporary:
+        temporary.write_text('new')
+        assert temporary.parent == path.parent and path.read_text() == 'old'
+        raise error('in the middle')
+    assert os.listdir(tmp_path) == ['file.pth'] and path.read_text() == 'old'
+
+
+@pytest.mark.parametrize('existed', [True, False])
+def test_files_of_a_folder_appear_together(tmp_path, existed):
+    folder = tmp_path / 'engine'
+    if existed:
+        folder.mkdir()
+        (folder / 'kept').write_text('mine')
+        (folder / 'a').write_text('old')
+    with atomic_folder(folder) as temporary:
+        (temporary / 'a').write_text('new')
+        (temporary / 'b').write_text('new')
+        assert not (folder / 'b').exists()
+    assert sorted(os.listdir(folder)) == (['a', 'b', 'kept'] if existed else ['a', 'b'])
+    assert (folder / 'a').read_text() == 'new'
+    assert os.listdir(tmp_path) == ['engine']
+
+
+@pytest.mark.parametrize('existed', [True, False])
+def test_a_failing_body_leaves_the_folder_as_it_was(tmp_path, existed):
+    folder = tmp_path / 'engine'
+    if existed:
+        folder.mkdir()
+        (folder / 'a').write_text('old')
+    with pytest.raises(ZeroDivisionError), atomic_folder(folder) as temporary:
+        (temporary / 'a').write_text('new')
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == (['engine'] if existed else [])
+    assert not existed or (os.listdir(folder) == ['a'] and (folder / 'a').read_text() == 'old')
+
+
+def test_new_files_and_folders_have_the_usual_permissions(tmp_path):
+    (tmp_path / 'plain').mkdir()
+    (tmp_path / 'plain' / 'file').write_text('')
+    with atomic_folder(tmp_path / 'folder') as temporary:
+        (temporary / 'file').write_text('')
+    assert (tmp_path / 'folder').stat().st_mode == (tmp_path / 'plain').stat().st_mode
+    assert (tmp_path / 'folder' / 'file').stat().st_mode == (tmp_path / 'plain' / 'file').stat().st_mode
+
+
+def test_a_folder_below_a_file(tmp_path):
+    (tmp_path / 'file').write_text('regular')
+    with pytest.raises(UserError, match=r'engine could not be written .*choose a folder that you can write to'):
+        with atomic_folder(tmp_path / 'file' / 'engine'):
+            pass
+    assert os.listdir(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize('name', ['report', 'report.txt', 'folder.html'])
+def test_an_output_file_has_one_of_the_suffixes(tmp_path, name):
+    (tmp_path / 'folder.html').mkdir()
+    message = rf'--report names a file in \.html, \.htm, and .*{name} is .*such as report\.html'
+    with pytest.raises(UserError, match=message):
+        check_output_file('--report', tmp_path / name, '.html', '.htm')
+
+
+def test_an_output_file_can_be_written_before_the_work(tmp_path):
+    check_output_file('--report', None, '.html')
+    check_output_file('--report', tmp_path / 'new' / 'folders' / 'a.HTML', '.html')
+    assert os.listdir(tmp_path) == []  # the check leaves nothing
+    with pytest.raises(UserError, match=r'a\.html could not be written .*nothing was left there'):
+        check_output_file('--report', Path('/proc/a.html'), '.html')
+
+
+def test_an_output_folder_is_new_empty_or_to_be_overwritten(tmp_path):
+    check_output_folder(tmp_path / 'new', overwrite=False)
+    check_output_folder(tmp_path, overwrite=False)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'holds 1 files\. Choose another, or add --overwrite'):
+        check_output_folder(tmp_path, overwrite=False)
+    check_output_folder(tmp_path, overwrite=True)
+    with pytest.raises(UserError, match=r'--out is a folder, and .*file is a file'):
+        check_output_folder(tmp_path / 'file', overwrite=True)
+
+
+def test_sha256(tmp_path):
+    (tmp_path / 'file').write_bytes(b'abc')
+    assert sha256_of(tmp_path / 'file') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
