@@ -15,9 +15,10 @@ from repvgg_mm.convert.blocks import has_branches
 from repvgg_mm.deploy import conversion as conversion_module
 from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.deploy.config import deploy_config
-from repvgg_mm.deploy.conversion import convert_checkpoint, write_deploy
-from repvgg_mm.openmmlab.config import read_config
-from repvgg_mm.openmmlab.model import build_model
+from repvgg_mm.deploy.conversion import convert_checkpoint, in_channels, write_deploy
+from repvgg_mm.files.atomic import sha256_of
+from repvgg_mm.openmmlab.config import copy_of, read_config
+from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
 
 pytestmark = pytest.mark.stack
 
@@ -75,6 +76,73 @@ def test_a_deploy_config_and_a_training_checkpoint_are_proven_all_the_same(cfg, 
     rebuilt = build_model(conversion.config)
     rebuilt.load_state_dict(conversion.deploy.state_dict())
     assert not has_branches(rebuilt)
+
+
+@pytest.mark.parametrize('form', ['training', 'deploy'])
+def test_the_given_config_is_not_changed(cfg, tmp_path, form):
+    cfg.model.backbone.norm_cfg = dict(type='SyncBN')
+    given = deploy_config(cfg) if form == 'deploy' else cfg
+    before = given.pretty_text
+    conversion = convert_checkpoint(given, save(randomise_norms(build_model(without_sync_bn(cfg))), tmp_path), (64, 64))
+    write_deploy(conversion, tmp_path / 'deploy')
+    assert given.pretty_text == before
+    conversion.config.model.backbone.arch = 'B3'
+    assert given.pretty_text == before  # nor does it share a part with the result
+
+
+def without_sync_bn(cfg: Config) -> Config:
+    """The same config without SyncBN, which a CPU does not run."""
+    plain = copy_of(cfg)
+    replace_sync_bn(plain)
+    return plain
+
+
+def test_a_deploy_form_is_not_converted_again(cfg, tmp_path):
+    model = randomise_norms(build_model(cfg))
+    with pytest.raises(UserError, match=r'starts from the training form, and .*trained\.pth is in deploy form already'):
+        convert_checkpoint(cfg, save(whole_model_convert(model), tmp_path), (64, 64))
+
+
+@pytest.mark.parametrize('shape', [(0, 8), (8, -1)])
+def test_a_shape_without_a_pixel(cfg, tmp_path, shape):
+    with pytest.raises(UserError, match='a pixel or more on each side'):
+        convert_checkpoint(cfg, save(build_model(cfg), tmp_path), shape)
+
+
+def test_the_meta_of_the_deploy_form(cfg, tmp_path):
+    conversion = convert_checkpoint(cfg, save(randomise_norms(build_model(cfg)), tmp_path), (64, 64))
+    weights = write_deploy(conversion, tmp_path / 'deploy')
+    meta = read_checkpoint(weights)['meta']
+    assert sorted(path.name for path in weights.parent.iterdir()) == ['deploy.pth', 'deploy.py']
+    assert meta['form'] == 'deploy' and meta['arch'] == 'A0' and meta['source'] == 'trained.pth'
+    assert meta['source_sha256'] == sha256_of(tmp_path / 'trained.pth')
+    assert meta['worst_relative_error'] == max(conversion.errors.values())
+    assert set(meta['versions']) == {'repvgg_mm', 'torch', 'mmengine'} and 'dataset_meta' not in meta
+
+
+def test_both_files_are_the_new_ones_or_nothing_has_changed(cfg, tmp_path, monkeypatch):
+    conversion = convert_checkpoint(cfg, save(randomise_norms(build_model(cfg)), tmp_path), (64, 64))
+
+    def full(path: Path, checkpoint: dict) -> None:
+        raise UserError(f'{path} could not be written')
+
+    monkeypatch.setattr(conversion_module, 'write_checkpoint', full)
+    with pytest.raises(UserError, match='could not be written'):
+        write_deploy(conversion, tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+    (tmp_path / 'old').mkdir()
+    (tmp_path / 'old' / 'deploy.py').write_text('old')
+    with pytest.raises(UserError, match='could not be written'):
+        write_deploy(conversion, tmp_path / 'old')
+    assert [path.name for path in (tmp_path / 'old').iterdir()] == ['deploy.py']
+    assert (tmp_path / 'old' / 'deploy.py').read_text() == 'old'
+
+
+def test_the_channels_of_the_images_are_those_of_the_first_larger_convolution():
+    inside = torch.nn.Sequential(torch.nn.Conv2d(64, 4, 1), torch.nn.Conv2d(5, 8, 3), torch.nn.Conv2d(8, 8, 3))
+    assert in_channels(inside) == 5
+    with pytest.raises(UserError, match=r'Linear has none\. Give the config of a segmentor or detector'):
+        in_channels(torch.nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize('imported', ['repvgg_mm', 'repvgg_mm.backbone'])

@@ -22,7 +22,6 @@ from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.errors import UserError
 from repvgg_mm.files.checkpoint import write_checkpoint
 from repvgg_mm.openmmlab.resume import resume_latest
-from repvgg_mm.openmmlab.runner import AtomicLocalBackend
 
 pytestmark = pytest.mark.stack
 
@@ -139,23 +138,6 @@ def test_killed_at_any_moment_every_checkpoint_is_whole_and_training_goes_on(sha
 
 def steps(work_dir: Path) -> int:
     return max((int(path.stem.split('_')[1]) for path in work_dir.glob('iter_*.pth')), default=0)
-
-
-def test_the_checkpoint_before_stays_until_the_new_one_is_written(tmp_path):
-    """mmengine's CheckpointHook removes the oldest one first, with max_keep_ckpts=1 the only one."""
-    first, second, other = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth', tmp_path / 'other.txt'
-    for path in (first, other):
-        AtomicLocalBackend().put(b'whole', path)
-        AtomicLocalBackend().remove(path)
-    assert first.exists() and not other.exists()
-    with pytest.raises(TypeError):
-        AtomicLocalBackend().put('no bytes', second)
-    assert list(tmp_path.iterdir()) == [first]
-    AtomicLocalBackend().put(b'whole', second)
-    assert list(tmp_path.iterdir()) == [second]
-    AtomicLocalBackend().remove(second)
-    AtomicLocalBackend().put(b'written anew', second)
-    assert second.read_bytes() == b'written anew'
 
 
 def checkpoint(path: Path, without: str = '', **meta: object) -> Path:
