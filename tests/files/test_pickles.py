@@ -82,3 +82,9 @@ def test_every_format_of_torch_each_name_once(tmp_path, save):
         found = globals_of_file(file)
     found = [name for name in found if name != '_codecs.encode']  # how protocol 2 writes bytes
     assert found == ['datetime.date', 'builtins.print']
+
+
+def test_a_name_that_is_looked_up_twice_is_told_once():
+    twice = b'cposix\nsystem\ncposix\nsystem\n\x86.'
+    assert list(globals_of_pickle(io.BytesIO(twice))) == ['posix.system', 'posix.system']
+    assert globals_of_file(io.BytesIO(twice)) == ['posix.system']
