@@ -17,15 +17,20 @@ from repvgg_mm.files.checkpoint import write_checkpoint
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        paths = {suffix: Path(folder) / f'weights.{suffix}' for suffix in ('pth', 'safetensors')}
-        for path in paths.values():
-            write_checkpoint(path, dict(state_dict=RepVGG('B2').state_dict()))
-        calls = {
-            'torch.load': lambda: torch.load(paths['pth'], weights_only=True),
-            'read_checkpoint, .pth': lambda: read_checkpoint(paths['pth']),
-            'read_checkpoint, .safetensors': lambda: read_checkpoint(paths['safetensors'])}
-        latency = interleaved_latency(calls)
-        print(f'{paths["pth"].stat().st_size / 1e6:.0f} MB, medians of interleaved reads, page cache warm:')
+        pth = Path(folder) / 'weights.pth'
+        tensor_file = Path(folder) / 'weights.safetensors'
+        content = dict(state_dict=RepVGG('B2').state_dict())
+        for path in (pth, tensor_file):
+            write_checkpoint(path, content)
+
+        latency = interleaved_latency({
+            'torch.load': lambda: torch.load(pth, weights_only=True),
+            'read_checkpoint, .pth': lambda: read_checkpoint(pth),
+            'read_checkpoint, .safetensors': lambda: read_checkpoint(tensor_file),
+        })
+
+        size = pth.stat().st_size / 1e6
+        print(f'{size:.0f} MB, medians of interleaved reads, page cache warm:')
         for name, found in latency.items():
             print(f'  {name}: {found.median_ms:.0f} ms ({found.lower_ms:.0f} to {found.upper_ms:.0f})')
 
