@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from detectors import detector
 from helpers import TINY, randomise_norms
 from mmengine.config import Config
-from pages import TEXTS, commands_in, python_snippets
+from pages import CODE_BLOCK, TEXTS, commands_in, python_snippets
 from tool_runs import derived_config, run_tool
 
 from repvgg_mm import RepVGG
@@ -123,6 +124,20 @@ def test_no_page_has_a_command_that_is_not_run():
     everywhere = {command for page in TEXTS for command in whole_commands(page)}
     assert everywhere - walked == set()
     assert set(NOT_RUN) <= walked
+
+
+def shape_of(output: str) -> list[str]:
+    """Lines of an output without its numbers, the folders it names and the widths of its columns."""
+    output = re.sub(r'\S*/(deploy\.\w+)', r'\1', output)
+    output = re.sub(r'\d[\d.]*(?:e-\d+)?', '#', output)
+    return [re.sub(r'[ -]{2,}', ' ', line).strip() for line in output.splitlines()]
+
+
+def test_readme_quotes_what_a_conversion_prints(place, tmp_path):
+    quoted = next(code for _, code in CODE_BLOCK.findall(TEXTS['README.md']) if 'blocks fused' in code)
+    printed = run_tool('tools/convert_whole.py', place / 'config.py', place / 'checkpoint.pth', '--out',
+                       tmp_path / 'deploy').stdout
+    assert shape_of(printed)[-len(shape_of(quoted)):] == shape_of(quoted)
 
 
 def test_predicting_in_python(place, monkeypatch):
