@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from detectors import HEADS, assert_same_detections, detector, predict
+from engines import description
 
 from repvgg_mm import UserError
+from repvgg_mm.engine.description import Description
 from repvgg_mm.engine.detections import detect, level_sizes, nms
 from repvgg_mm.export.networks import DetectorNetwork, Preprocess
 from repvgg_mm.openmmlab.preprocessing import Preprocessing
@@ -15,9 +20,14 @@ from repvgg_mm.openmmlab.preprocessing import Preprocessing
 pytestmark = pytest.mark.stack
 
 
-def meta_of(network: DetectorNetwork, inside: bool = True) -> dict:
-    return dict(levels=network.levels, test_cfg=dict(network.model.bbox_head.test_cfg),
-                preprocessing=dict(inside=inside, pad_divisor=32))
+def described(levels: Sequence | None, test_cfg: Mapping | None, inside: bool = False) -> Description:
+    """A detector's; `inside` it images are padded to a multiple of 32."""
+    common = description(task='detection', levels=levels, test_cfg=test_cfg)
+    return replace(common, preprocessing=replace(common.preprocessing, inside=inside, pad_divisor=32))
+
+
+def description_of(network: DetectorNetwork, inside: bool = True) -> Description:
+    return described(network.levels, dict(network.model.bbox_head.test_cfg), inside)
 
 
 @pytest.mark.parametrize('settings', [{}, dict(nms_pre=20, max_per_img=30), dict(score_thr=0.5, min_bbox_size=12)])
@@ -29,14 +39,16 @@ def test_equals_mmdets_own_predictions(name, settings):
     image = torch.randint(256, (3, 135, 203), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     with torch.no_grad():
         outputs = [output.numpy() for output in network(image.permute(1, 2, 0)[None])]
-    found, = detect(dict(zip(network.outputs, outputs)), meta_of(network), (135, 203), scale_factor=(0.5, 0.25))
+    found, = detect(dict(zip(network.outputs, outputs)), description_of(network), (135, 203), scale_factor=(0.5, 0.25))
     assert_same_detections(found, predict(model, image, scale_factor=(0.5, 0.25)))
 
 
 def test_levels_count_padding_only_where_the_engine_pads():
     network = DetectorNetwork(detector('RetinaNet')[0])
-    assert level_sizes(meta_of(network), (135, 203)) == [9 * n for n in (20 * 28, 10 * 14, 5 * 7, 3 * 4, 2 * 2)]
-    assert level_sizes(meta_of(network, inside=False), (135, 203)) == [9 * n for n in (17 * 26, 9 * 13, 5 * 7, 12, 4)]
+    padding = description_of(network)
+    assert level_sizes(padding, (135, 203)) == [9 * n for n in (20 * 28, 10 * 14, 5 * 7, 3 * 4, 2 * 2)]
+    as_it_is = description_of(network, inside=False)
+    assert level_sizes(as_it_is, (135, 203)) == [9 * n for n in (17 * 26, 9 * 13, 5 * 7, 12, 4)]
 
 
 @pytest.mark.parametrize('threshold', [0.0, 0.3, 0.7])
@@ -54,18 +66,18 @@ def test_class_agnostic_and_nothing_found():
     boxes = np.float32([[[0, 0, 10, 10], [1, 0, 10, 10], [20, 0, 30, 10]]])
     scores = np.float32([[[.9, 0], [0, .8], [.1, .2]]])
     settings = dict(score_thr=0.15, nms=dict(type='nms', iou_threshold=0.5), max_per_img=5)
-    meta = dict(levels=[[8, 8, 3]], test_cfg=settings, preprocessing=dict(inside=False))
-    found, = detect(dict(boxes=boxes, scores=scores), meta, (8, 8), image_shape=(40, 40))
+    engine = described([[8, 8, 3]], settings)
+    found, = detect(dict(boxes=boxes, scores=scores), engine, (8, 8), image_shape=(40, 40))
     assert found.labels.tolist() == [0, 1, 1]
     settings['nms']['class_agnostic'] = True
-    found, = detect(dict(boxes=boxes, scores=scores), meta, (8, 8), image_shape=(40, 40))
+    found, = detect(dict(boxes=boxes, scores=scores), engine, (8, 8), image_shape=(40, 40))
     assert found.scores.tolist() == np.float32([.9, .2]).tolist()
-    found, = detect(dict(boxes=boxes, scores=scores * 0), meta, (8, 8))
+    found, = detect(dict(boxes=boxes, scores=scores * 0), engine, (8, 8))
     assert [part.shape for part in found] == [(0, 4), (0,), (0,)]
 
 
 @pytest.mark.parametrize('settings', [dict(type='soft_nms', iou_threshold=0.5), dict(type='nms', max_num=9), None])
 def test_other_suppression_is_refused(settings):
-    meta = dict(test_cfg=dict(nms=settings, max_per_img=5))
+    engine = described(None, dict(nms=settings, max_per_img=5))
     with pytest.raises(UserError, match=r"plain NMS.*Set model\.test_cfg\.nms"):
-        detect({}, meta, (8, 8))
+        detect({}, engine, (8, 8))

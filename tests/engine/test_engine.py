@@ -6,18 +6,28 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from engines import description, quiet
+from tool_runs import ROOT
 from torch import nn
 
 from repvgg_mm import UserError
-from repvgg_mm.engine.engine import Engine, is_engine
-from repvgg_mm.export.export import Prepared, Target, write_engine
+from repvgg_mm.demo.shapes import CLASSES
+from repvgg_mm.engine.description import is_engine
+from repvgg_mm.engine.engine import Engine
+from repvgg_mm.export.engine_files import write_engine
+from repvgg_mm.export.export import export
 from repvgg_mm.export.onnx_graph import to_onnx
+from repvgg_mm.export.target import Target
+
+WITHOUT_TORCH = ('import sys; sys.modules.update(dict.fromkeys(["torch", "mmengine", "mmcv", "mmseg", "mmdet", '
+                 '"repvgg_mm"])); exec(open(sys.argv[1]).read())')
 
 
 @pytest.fixture(scope='module')
@@ -27,9 +37,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     folders = {}
     for engine in ('onnx', 'openvino'):
         folders[engine] = tmp_path_factory.mktemp(engine)
-        meta = dict(input=dict(name='image', dtype='float32', layout='NCHW', shape=[2, 3, None, 8]),
-                    outputs=['pooled'], versions={}, openvino_properties={})
-        write_engine(Prepared(graph, None, [], meta), folders[engine], Target(engine))
+        write_engine(graph, description(engine=engine), folders[engine])
     return folders
 
 
@@ -79,7 +87,7 @@ def test_missing_files(folder):
     with pytest.raises(UserError, match=r'its description, engine\.json, .*FileNotFoundError.*Copy all files'):
         Engine(path)
     path.with_suffix('.json').write_text('{}')
-    with pytest.raises(UserError, match=r'KeyError.*Copy all files'):
+    with pytest.raises(UserError, match=r"has a field 'task', and .*engine\.json has none\. Copy all files"):
         Engine(path)
 
 
@@ -106,3 +114,37 @@ def test_a_missing_library_names_the_pip_command(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"needs {library}, .*pip install -e '\.\[export\]'"):
         Engine(path)
+
+
+@pytest.mark.parametrize('library', ['onnxruntime', 'openvino'])
+def test_the_documented_program_runs_without_torch(library, segmentor, tmp_path):
+    programs = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)
+    program, = (text for text in programs if f'import {library}\n' in text)
+    assert len(program.splitlines()) <= 15
+    engine = dict(onnxruntime='onnx', openvino='openvino')[library]
+    target = Target(engine, shape=(96, 96), preprocess=True, argmax=True)
+    export(segmentor.cfg, segmentor.checkpoint, tmp_path / 'work_dirs/engine', target, progress=quiet)
+    (tmp_path / 'program.py').write_text(program)
+    result = subprocess.run([sys.executable, '-c', WITHOUT_TORCH, 'program.py'], cwd=tmp_path, capture_output=True,
+                            text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    labels = Engine(next((tmp_path / 'work_dirs/engine').glob('engine.[ox]*[xl]')))(
+        np.full((1, 96, 96, 3), 128, np.uint8))['labels']
+    assert {name for name in CLASSES if name in result.stdout} == {CLASSES[label] for label in np.unique(labels)}
+    shutil.rmtree(tmp_path / 'work_dirs')
+    gone = subprocess.run([sys.executable, '-c', WITHOUT_TORCH.replace('exec', 'import torch; exec'), 'program.py'],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert 'import of torch halted' in gone.stderr  # the isolation isolates
+
+
+def test_the_documented_import_needs_no_torch(retinanet, tmp_path):
+    programs = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)
+    program, = (text for text in programs if 'import Engine, detect\n' in text)
+    images = "import numpy as np\nimages = np.zeros((1, 3, 96, 96), np.float32)\n"
+    folder = str(retinanet.engine_file('onnx').parent)
+    (tmp_path / 'program.py').write_text(f'{images}{program}print(detections)\n'.replace("'DIR/", f"'{folder}/"))
+    without = WITHOUT_TORCH.replace(', "repvgg_mm"', '')
+    result = subprocess.run([sys.executable, '-c', without, 'program.py'], cwd=tmp_path, capture_output=True,
+                            text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith('[Detections(boxes=array(')
