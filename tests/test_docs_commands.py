@@ -39,7 +39,7 @@ LESS_WORK = {  # added to a command, so that it takes seconds
 def place(tmp_path_factory) -> Path:
     """A folder with everything that the pages' placeholders stand for."""
     place = tmp_path_factory.mktemp('place')
-    shapes = make_shapes(place / 'shapes', num_train=4, num_val=2, size=64)
+    shapes = make_shapes(place / 'shapes', num_train=4, num_val=2, size=96)
     loaders = {}
     for split in ('train', 'val', 'test'):
         loaders[f'{split}_dataloader'] = dict(
@@ -77,7 +77,7 @@ def filled_in(command: str, place: Path, folder: Path) -> list[str]:
         'work_dirs/pspnet_repvgg_a0_shapes/iter_400.pth': checkpoint, 'CHECKPOINT': checkpoint,
         'configs/pspnet_repvgg_a0_shapes.py': config, 'configs/pspnet_repvgg_b1g2_fast.py': config,
         'OTHER_CONFIG': str(place / 'other.py'), 'my_pspnet_r50.py': str(place / 'other.py'), 'CONFIG': config,
-        'data/shapes/images/val': images, 'IMAGES': images, '713': '64', '512': '64',
+        'data/shapes/images/val': images, 'IMAGES': images, '713': '96', '512': '96',
         'RepVGG-A0-train.pth': str(place / 'RepVGG-A0-train.pth'),
         'model.safetensors': str(place / 'model.safetensors'),
         'work_dirs/deploy/deploy.py': str(place / 'deploy/deploy.py'),
@@ -146,7 +146,7 @@ def test_predicting_in_python(place, monkeypatch):
     names = {}
     exec(python_snippets(TEXTS['docs/predict.md'])[0], names)
     assert len(names['samples']) == len(names['pictures']) == 2
-    assert names['samples'][0].pred_sem_seg.data.shape == (1, 64, 64)
+    assert names['samples'][0].pred_sem_seg.data.shape == (1, 96, 96)
 
 
 def test_an_engine_and_its_detections_in_python(tmp_path, monkeypatch):
