@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from helpers import pspnet_config, randomise_norms
 from mmengine.config import Config
 from tool_runs import ROOT, derived_config
+from torch import nn
 
+from repvgg_mm.demo.shapes import CLASSES
 from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.description import Description, Input, InputPreprocessing
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.export.export import export
 from repvgg_mm.export.target import Target
+from repvgg_mm.openmmlab.model import build_model
 
 RESIZED = 80  # images of 64x64 are resized to it, and padded to 96 where the model sees them
 TARGETS = dict(
@@ -66,7 +71,7 @@ def write_config(path: Path, model: dict, shapes: Path, base: str, dataset: dict
 class Trained:
     """A config with a checkpoint, and engines of it made when they are asked for."""
 
-    def __init__(self, path: Path, model: torch.nn.Module, classes: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, model: nn.Module, classes: tuple[str, ...]) -> None:
         self.path = path
         self.model = model
         self.folder = path.parent
@@ -94,3 +99,26 @@ class Trained:
 
     def engine(self, name: str) -> Engine:
         return Engine(self.engine_file(name), threads=1)
+
+
+def trained_segmentor(folder: Path, shapes: Path) -> Trained:
+    """A PSPNet with random weights, for images that are padded."""
+    model = pspnet_config()
+    for head in ('decode_head', 'auxiliary_head'):
+        model[head]['num_classes'] = len(CLASSES)
+    model['data_preprocessor'].update(test_cfg=dict(size_divisor=32), size=(96, 96))
+    del model['data_preprocessor']['size_divisor']
+
+    path = write_config(folder / 'pspnet.py', model, shapes, 'configs/pspnet_repvgg_a0_shapes.py', {}, {})
+    torch.manual_seed(0)
+    return Trained(path, randomise_norms(build_model(Config.fromfile(path))).eval(), CLASSES)
+
+
+def two_networks() -> list[nn.Sequential]:
+    """The second one is the first with other weights, as if rounded."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    second = copy.deepcopy(first)
+    for parameter in second.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return [first.eval(), second.eval()]

@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectors import detector, predict
-from engines import Trained, write_config
-from helpers import pspnet_config, randomise_norms
-from mmengine.config import Config
+from engines import Trained, trained_segmentor, write_config
 
-from repvgg_mm.demo.shapes import CLASSES, make_shapes
-from repvgg_mm.openmmlab.model import build_model
+from repvgg_mm.demo.shapes import make_shapes
 
 DETECTED = ('disk', 'ring', 'square')
 
@@ -25,15 +22,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def segmentor(shapes, tmp_path_factory) -> Trained:
-    model = pspnet_config()
-    for head in ('decode_head', 'auxiliary_head'):
-        model[head]['num_classes'] = len(CLASSES)
-    model['data_preprocessor'].update(test_cfg=dict(size_divisor=32), size=(96, 96))
-    del model['data_preprocessor']['size_divisor']
-    folder = tmp_path_factory.mktemp('segmentor')
-    path = write_config(folder / 'pspnet.py', model, shapes, 'configs/pspnet_repvgg_a0_shapes.py', {}, {})
-    torch.manual_seed(0)
-    return Trained(path, randomise_norms(build_model(Config.fromfile(path))).eval(), CLASSES)
+    return trained_segmentor(tmp_path_factory.mktemp('segmentor'), shapes)
 
 
 @pytest.fixture(scope='session')

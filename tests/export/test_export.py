@@ -5,22 +5,32 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectors import assert_same_detections, detector, predict
-from helpers import pspnet, pspnet_config, retinanet_config, segment
+from engines import RESIZED, Trained, description, quiet, trained_segmentor
+from helpers import pspnet_config, retinanet_config, segment
 from mmengine.config import Config
 from tool_runs import assert_refused, iterations, run_tool, small_data, syncbn_config
 
 from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
+from repvgg_mm.convert import compare
 from repvgg_mm.convert.compare import relative_error
 from repvgg_mm.demo.shapes import make_shapes
+from repvgg_mm.deploy.checkpoint import Checkpoint
+from repvgg_mm.engine.description import Comparison, Input
 from repvgg_mm.engine.detections import detect
 from repvgg_mm.engine.engine import Engine
-from repvgg_mm.export.export import Target, _check_errors, compare_engine, export, prepare, trtexec, write_engine
+from repvgg_mm.export.engine_files import write_engine
+from repvgg_mm.export.export import Prepared, check_errors, compare_engine, export, prepare, shape_of_tests, trtexec
+from repvgg_mm.export.target import Target
+from repvgg_mm.files import atomic
+from repvgg_mm.files import checkpoint as checkpoint_files
 from repvgg_mm.openmmlab.model import build_model
 
 pytestmark = pytest.mark.stack
@@ -28,32 +38,10 @@ SIZES = [(64, 96), (75, 93), (33, 47), (97, 64), (130, 101)]
 TOLERANCE = 1e-4
 
 
-def segmentor_config() -> Config:
-    return Config(dict(model=pspnet_config(), default_scope='mmseg'))
-
-
-def quiet(step: str) -> None:
-    """No progress."""
-
-
-@pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp('checkpoint') / 'pspnet.pth'
-    meta = dict(dataset_meta=dict(classes=('sky', 'road', 'tree')))
-    torch.save(dict(state_dict=pspnet().state_dict(), meta=meta), path)
+def written(prepared: Prepared, folder: Path, library: str) -> Path:
+    """An engine for one library or the other, from the same graph."""
+    path, _ = write_engine(prepared.graph, replace(prepared.description, engine=library), folder)
     return path
-
-
-@pytest.fixture(scope='module')
-def logits_of(checkpoint):
-    """The training form's own logits, branch by branch nothing but mmseg's code."""
-    model = build_model(segmentor_config()).eval()
-    load_strictly(model, read_checkpoint(checkpoint), 'checkpoint')
-
-    def logits(images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return model.encode_decode(images, [dict(img_shape=tuple(images.shape[2:]))] * len(images))
-    return logits
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -68,37 +56,37 @@ def assert_equals(engine: Engine, logits_of, *shape: int) -> None:
 
 
 @pytest.mark.parametrize('size', SIZES)
-def test_each_size_by_itself(size, checkpoint, logits_of, tmp_path):
-    prepared = prepare(segmentor_config(), checkpoint, Target(shape=size), progress=quiet)
+def test_each_size_by_itself(size, segmentor_cfg, segmentor_checkpoint, logits_of, tmp_path):
+    prepared = prepare(segmentor_cfg, segmentor_checkpoint, Target(shape=size), progress=quiet)
     for name in ('onnx', 'openvino'):
-        engine = Engine(write_engine(prepared, tmp_path, Target(name)))
+        engine = Engine(written(prepared, tmp_path, name))
         assert_equals(engine, logits_of, 1, 3, *size)
         with pytest.raises(UserError, match=rf'takes float32 images of \(1, 3, {size[0]}, {size[1]}\)'):
             engine(images(1, 3, size[0] + 1, size[1]))
 
 
-def test_one_dynamic_engine_for_every_size(checkpoint, logits_of, tmp_path):
+def test_one_dynamic_engine_for_every_size(segmentor_cfg, segmentor_checkpoint, logits_of, tmp_path):
     target = Target(shape=(75, 93), dynamic=True)
-    prepared = prepare(segmentor_config(), checkpoint, target, progress=quiet)
+    prepared = prepare(segmentor_cfg, segmentor_checkpoint, target, progress=quiet)
     for name in ('onnx', 'openvino'):
-        engine = Engine(write_engine(prepared, tmp_path, Target(name)))
+        engine = Engine(written(prepared, tmp_path, name))
         for batch, size in enumerate(SIZES, 1):
             assert_equals(engine, logits_of, batch, 3, *size)
 
 
 @pytest.fixture(scope='module')
-def exported(checkpoint, tmp_path_factory) -> Path:
+def exported(segmentor_file, tmp_path_factory) -> Path:
     """Label maps from images of uint8, as the tool writes them."""
     out = tmp_path_factory.mktemp('exported') / 'new' / 'engine'
     config = out.parents[1] / 'config.py'
     config.write_text(f'model = {pspnet_config()}\ndefault_scope = "mmseg"\n')
-    result = run_tool('tools/export.py', config, checkpoint, '--out', out, '--shape', 75, 93, '--argmax',
+    result = run_tool('tools/export.py', config, segmentor_file, '--out', out, '--shape', 75, 93, '--argmax',
                       '--preprocess')
     (out.parents[1] / 'stdout').write_text(result.stdout)
     return out
 
 
-def test_what_the_tool_writes_and_says(exported, checkpoint):
+def test_what_the_tool_writes_and_says(exported):
     assert sorted(path.name for path in exported.iterdir()) == ['engine.json', 'engine.onnx']
     assert b'.py' not in (exported / 'engine.onnx').read_bytes()
     meta = json.loads((exported / 'engine.json').read_text())
@@ -113,9 +101,9 @@ def test_what_the_tool_writes_and_says(exported, checkpoint):
     assert [said.index(step) for step in steps] == sorted(said.index(step) for step in steps)
 
 
-def test_label_maps_of_images_equal_mmsegs_own(exported, checkpoint):
-    model = build_model(segmentor_config()).eval()
-    load_strictly(model, read_checkpoint(checkpoint), 'checkpoint')
+def test_label_maps_of_images_equal_mmsegs_own(exported, segmentor_cfg, segmentor_checkpoint):
+    model = build_model(segmentor_cfg).eval()
+    load_strictly(model, segmentor_checkpoint.content, 'checkpoint')
     image = torch.randint(256, (1, 75, 93, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     labels = Engine(exported / 'engine.onnx')(image)['labels']
     expected = segment(model, image.permute(0, 3, 1, 2))[0].pred_sem_seg.data
@@ -128,26 +116,27 @@ def test_label_maps_of_images_equal_mmsegs_own(exported, checkpoint):
 def test_detectors_equal_mmdet_after_nms(options, tmp_path):
     model, cfg = detector('RetinaNet')
     torch.save(model.state_dict(), tmp_path / 'retinanet.pth')
+    checkpoint = Checkpoint.read(tmp_path / 'retinanet.pth')
     image = torch.randint(256, (3, 135, 203), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     batch = image.permute(1, 2, 0)[None]
     if 'preprocess' not in options:
         batch = model.data_preprocessor(dict(inputs=[image]), False)['inputs']
     shape = dict(NHWC=batch.shape[1:3], NCHW=batch.shape[2:])
     target = Target(shape=shape['NHWC' if 'preprocess' in options else 'NCHW'], **options)
-    exported = export(cfg, tmp_path / 'retinanet.pth', tmp_path / 'out', target, progress=quiet)
-    assert exported.meta['task'] == 'detection' and exported.meta['nms'] == 'outside'
+    exported = export(cfg, checkpoint, tmp_path / 'out', target, progress=quiet)
+    assert exported.description.task == 'detection' and exported.description.nms == 'outside'
     outputs = Engine(exported.path)(batch)
-    found, = detect(outputs, exported.meta, target.shape, (135, 203))
+    found, = detect(outputs, exported.description, target.shape, (135, 203))
     assert_same_detections(found, predict(model, image), pixels=1e-5 * 203)  # a tenth of what an export may differ by
 
 
-def test_bfloat16(checkpoint, logits_of, tmp_path):
+def test_bfloat16(segmentor_cfg, segmentor_checkpoint, logits_of, tmp_path):
     target = Target('openvino', 'bf16', (75, 93))
-    exported = export(segmentor_config(), checkpoint, tmp_path / 'out', target, progress=quiet)
+    exported = export(segmentor_cfg, segmentor_checkpoint, tmp_path / 'out', target, progress=quiet)
     assert sorted(path.name for path in exported.path.parent.iterdir()) == ['engine.bin', 'engine.json', 'engine.xml']
-    assert exported.meta['openvino_properties'] == {'INFERENCE_PRECISION_HINT': 'bf16'}
+    assert exported.description.openvino_properties == {'INFERENCE_PRECISION_HINT': 'bf16'}
     engine = Engine(exported.path)
-    error, = (comparison['errors']['logits'] for comparison in exported.meta['compared'])
+    error, = (comparison.errors['logits'] for comparison in exported.description.compared)
     if engine.computed_in == 'f32':
         assert error < TOLERANCE
     else:
@@ -156,13 +145,15 @@ def test_bfloat16(checkpoint, logits_of, tmp_path):
     assert relative_error(logits_of(batch), torch.from_numpy(engine(batch)['logits'])) < 0.1
 
 
-def test_both_forms_of_a_checkpoint_give_the_same_engine(checkpoint, tmp_path):
-    model = build_model(segmentor_config())
-    load_strictly(model, read_checkpoint(checkpoint), 'checkpoint')
+def test_both_forms_of_a_checkpoint_give_the_same_engine(segmentor_cfg, segmentor_checkpoint, tmp_path):
+    model = build_model(segmentor_cfg)
+    load_strictly(model, segmentor_checkpoint.content, 'checkpoint')
     whole_model_convert(model, save_path=tmp_path / 'deploy.pth')
-    graphs = [prepare(segmentor_config(), path, Target(shape=(64, 64)), progress=quiet).model.SerializeToString()
-              for path in (checkpoint, tmp_path / 'deploy.pth')]
-    assert graphs[0] == graphs[1]
+    target = Target(shape=(64, 64))
+    trained = prepare(segmentor_cfg, segmentor_checkpoint, target, progress=quiet)
+    deployed = prepare(segmentor_cfg, Checkpoint.read(tmp_path / 'deploy.pth'), target, progress=quiet)
+    assert trained.graph.SerializeToString() == deployed.graph.SerializeToString()
+    assert max(trained.conversion.errors.values()) < 1e-5 and deployed.conversion is None
 
 
 def test_a_syncbn_and_ema_run_goes_straight_to_an_engine(tmp_path):
@@ -176,7 +167,7 @@ def test_a_syncbn_and_ema_run_goes_straight_to_an_engine(tmp_path):
     run_tool('tools/export.py', config, tmp_path / 'work' / 'iter_2.pth', '--out', tmp_path / 'engine', '--engine',
              'openvino', '--shape', 48, 64)
     engine = Engine(tmp_path / 'engine' / 'engine.xml')
-    assert engine.meta['classes'][:2] == ['background', 'disk']
+    assert engine.description.classes[:2] == ['background', 'disk']
     cfg = Config.fromfile(config)
     cfg.model.backbone.norm_cfg.type = 'BN'
     for head in ('decode_head', 'auxiliary_head'):
@@ -189,9 +180,9 @@ def test_a_syncbn_and_ema_run_goes_straight_to_an_engine(tmp_path):
     assert relative_error(expected, torch.from_numpy(engine(batch)['logits'])) < TOLERANCE
 
 
-def test_a_folder_is_only_overwritten_on_request_and_keeps_other_files(checkpoint, tmp_path):
+def test_a_folder_is_only_overwritten_on_request_and_keeps_other_files(segmentor_cfg, segmentor_checkpoint, tmp_path):
     (tmp_path / 'mine.txt').write_text('mine')
-    arguments = segmentor_config(), checkpoint, tmp_path, Target(shape=(64, 64))
+    arguments = segmentor_cfg, segmentor_checkpoint, tmp_path, Target(shape=(64, 64))
     with pytest.raises(UserError, match=r'new or empty folder.*--overwrite'):
         export(*arguments, progress=quiet)
     for _ in range(2):
@@ -201,30 +192,71 @@ def test_a_folder_is_only_overwritten_on_request_and_keeps_other_files(checkpoin
 
 
 @pytest.mark.parametrize('engine', ['onnx', 'openvino'])
-def test_full_disk_leaves_nothing(engine, checkpoint, tmp_path):
+def test_full_disk_leaves_nothing(engine, segmentor_cfg, segmentor_checkpoint, tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # files of 20 kB at most, as on a full disk
     try:
         with pytest.raises(UserError, match=r'out could not be written .*nothing was left there\. Free space'):
-            export(segmentor_config(), checkpoint, tmp_path / 'out', Target(engine, shape=(64, 64)), progress=quiet)
+            target = Target(engine, shape=(64, 64))
+            export(segmentor_cfg, segmentor_checkpoint, tmp_path / 'out', target, progress=quiet)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(checkpoint):
+def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(segmentor_cfg, segmentor_checkpoint):
     steps = []
     with pytest.raises(UserError, match=r'/proc/engine could not be written .*choose a folder'):
-        export(segmentor_config(), checkpoint, '/proc/engine', Target(shape=(64, 64)), progress=steps.append)
+        export(segmentor_cfg, segmentor_checkpoint, '/proc/engine', Target(shape=(64, 64)), progress=steps.append)
     assert steps == []
 
 
 @pytest.mark.parametrize('library, engine', [('onnxscript', 'onnx'), ('onnxruntime', 'onnx'), ('openvino', 'openvino')])
-def test_a_missing_extra_names_the_pip_command(library, engine, checkpoint, tmp_path, monkeypatch):
+def test_a_missing_extra_names_the_pip_command(
+    library, engine, segmentor_cfg, segmentor_checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=rf"needs {library}, .*pip install -e '\.\[export\]'"):
-        export(segmentor_config(), checkpoint, tmp_path / 'out', Target(engine), progress=quiet)
+        export(segmentor_cfg, segmentor_checkpoint, tmp_path / 'out', Target(engine), progress=quiet)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def counts(monkeypatch) -> Counter:
+    """How often a checkpoint's file was read and hashed, and a model's two forms compared, in any module."""
+    found = Counter()
+    real = dict(
+        reads=checkpoint_files.read_checkpoint,
+        hashes=atomic.sha256_of,
+        proofs=compare.compare_models)
+
+    def counted(what: str):
+        def call(*arguments, **options):
+            found[what] += 1
+            return real[what](*arguments, **options)
+        return call
+
+    counters = {what: counted(what) for what in real}
+    for name, module in list(sys.modules.items()):
+        if name.startswith('repvgg_mm'):
+            for attribute, value in list(vars(module).items()):
+                for what, function in real.items():
+                    if value is function:
+                        monkeypatch.setattr(module, attribute, counters[what])
+    return found
+
+
+def test_the_tool_reads_hashes_and_proves_a_checkpoint_once(segmentor_file, tmp_path, capsys, request):
+    from repvgg_mm.commands.export import main
+    counts = request.getfixturevalue('counts')  # after all modules are there
+    config = tmp_path / 'config.py'
+    config.write_text(f'model = {pspnet_config()}\ndefault_scope = "mmseg"\n')
+    main([str(config), str(segmentor_file), '--out', str(tmp_path / 'engine'), '--shape', '64', '64', '--report',
+          str(tmp_path / 'report.html')])
+    assert counts == dict(reads=1, hashes=1, proofs=1)
+    assert 'Report' in capsys.readouterr().out
+    meta = json.loads((tmp_path / 'engine' / 'engine.json').read_text())
+    assert meta['source_sha256'] in (tmp_path / 'report.html').read_text()
 
 
 def two_stage_config() -> Config:
@@ -242,9 +274,9 @@ def two_stage_config() -> Config:
     return Config(dict(model=model, default_scope='mmdet'))
 
 
-def test_two_stage_detectors_are_refused(checkpoint, tmp_path):
+def test_two_stage_detectors_are_refused(segmentor_checkpoint, tmp_path):
     with pytest.raises(UserError, match=r'FasterRCNN with no bbox_head is none of them\. Supported are one-stage'):
-        export(two_stage_config(), checkpoint, tmp_path / 'out', progress=quiet)
+        export(two_stage_config(), segmentor_checkpoint, tmp_path / 'out', progress=quiet)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -256,39 +288,28 @@ def test_mistakes_end_a_tool_with_one_message(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['config.py']
 
 
-@pytest.mark.parametrize('values, message', [
-    (dict(engine='tensorrt'), 'Engines are onnx, openvino'),
-    (dict(precision='fp8'), 'got onnx in fp8'),
-    (dict(precision='bf16'), "ONNX Runtime's CPU kernels .* Use --engine openvino"),
-    (dict(shape=(0, 8)), 'a pixel or more on each side, got --shape 0 8')])
-def test_targets_that_do_not_exist(values, message):
-    with pytest.raises(UserError, match=message):
-        Target(**values)
-
-
-def test_a_size_that_the_model_cannot_take(tmp_path):
+def test_a_size_that_the_model_cannot_take(segmentor_cfg, tmp_path):
     torch.manual_seed(0)
-    cfg = segmentor_config()
+    cfg = segmentor_cfg
     cfg.model.decode_head.norm_cfg = dict(type='IN')  # needs more than one element a channel, also in evaluation
     model = build_model(cfg)
     whole_model_convert(model, save_path=tmp_path / 'deploy.pth')
     with pytest.raises(UserError, match=r'an input of 1x3x8x8 before .* cannot take it: .*--shape H W'):
-        export(cfg, tmp_path / 'deploy.pth', tmp_path / 'out', Target(shape=(8, 8)), progress=quiet)
+        export(cfg, Checkpoint.read(tmp_path / 'deploy.pth'), tmp_path / 'out', Target(shape=(8, 8)), progress=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ['deploy.pth']
 
 
 def test_an_engine_that_differs_is_refused():
-    meta = dict(precision='fp32', compared=[dict(shape=[1, 3, 8, 9], errors=dict(logits=1e-6)),
-                                            dict(shape=[2, 3, 9, 9], errors=dict(logits=2e-4))])
+    close = Comparison([1, 3, 8, 9], dict(logits=1e-6))
+    check_errors([close, Comparison([2, 3, 9, 9], dict(logits=1e-4))], 'fp32', 1e-4)
     with pytest.raises(UserError, match=r'fp32 must agree with PyTorch to 0\.0001 .* 2\.0e-04 on an input of 2x3x9x9'):
-        _check_errors(meta)
-    meta['compared'][1]['errors']['logits'] = float('nan')
+        check_errors([close, Comparison([2, 3, 9, 9], dict(logits=2e-4))], 'fp32', 1e-4)
     with pytest.raises(UserError, match='differs by nan'):
-        _check_errors(meta)
+        check_errors([close, Comparison([2, 3, 9, 9], dict(logits=float('nan')))], 'fp32', 1e-4)
 
 
-def test_wrong_labels_are_seen(exported, checkpoint):
-    prepared = prepare(segmentor_config(), checkpoint, Target(shape=(75, 93), argmax=True, preprocess=True),
+def test_wrong_labels_are_seen(exported, segmentor_cfg, segmentor_checkpoint):
+    prepared = prepare(segmentor_cfg, segmentor_checkpoint, Target(shape=(75, 93), argmax=True, preprocess=True),
                        progress=quiet)
     engine = Engine(exported / 'engine.onnx')
     assert compare_engine(engine, prepared.reference, prepared.inputs[0])['labels'] < TOLERANCE
@@ -301,9 +322,31 @@ def test_wrong_labels_are_seen(exported, checkpoint):
 
 
 def test_trtexec_names_the_sizes_of_a_dynamic_engine():
-    meta = dict(input=dict(name='image', shape=[None, 3, None, None]), compared=[dict(shape=[1, 3, 64, 96])])
-    command = trtexec(meta)
+    dynamic = description(
+        input=Input('image', 'float32', 'NCHW', [None, 3, None, None]),
+        compared=[Comparison([1, 3, 64, 96], {})])
+    command = trtexec(dynamic)
     assert '--minShapes=image:1x3x64x96 --optShapes=image:1x3x64x96 --maxShapes=image:4x3x64x96' in command
-    meta['input']['shape'] = [1, 3, 64, 96]
-    assert trtexec(meta).splitlines()[0] == 'trtexec --onnx=engine.onnx --saveEngine=engine.plan --fp16'
-    assert "--onnx='a b/engine.onnx'" in trtexec(meta, 'a b/engine.onnx')
+
+    fixed = description(input=Input('image', 'float32', 'NCHW', [1, 3, 64, 96]), compared=dynamic.compared)
+    assert trtexec(fixed).splitlines()[0] == 'trtexec --onnx=engine.onnx --saveEngine=engine.plan --fp16'
+    assert "--onnx='a b/engine.onnx'" in trtexec(fixed, 'a b/engine.onnx')
+
+
+@pytest.fixture(scope='module')
+def segmentor(tmp_path_factory) -> Trained:
+    """Whose images are resized and padded."""
+    shapes = make_shapes(tmp_path_factory.mktemp('shapes'), num_train=1, num_val=1, size=64)
+    return trained_segmentor(tmp_path_factory.mktemp('segmentor'), shapes)
+
+
+def test_the_size_of_an_engine_is_that_of_a_test(segmentor, tmp_path):
+    cfg = segmentor.cfg
+    assert shape_of_tests(cfg, segmentor.model, preprocess=True) == (RESIZED, RESIZED)
+    assert shape_of_tests(cfg, segmentor.model, preprocess=False) == (96, 96)
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 32), stride=(16, 16))
+    assert shape_of_tests(cfg, segmentor.model, preprocess=False) == (64, 32)
+    cfg = segmentor.cfg
+    cfg.val_dataloader.dataset.data_root = str(tmp_path / 'absent')
+    cfg.model.data_preprocessor.size = (40, 56)
+    assert shape_of_tests(cfg, segmentor.model, preprocess=True) == (40, 56)
