@@ -7,27 +7,28 @@ same from the same normalised image: full-size logits, or decoded boxes and scor
 calls. Engines of this checkpoint that are in DIR already are used again, so that times can be taken by themselves.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from repvgg_mm.block import branch_by_branch
 from repvgg_mm.commands.flags import add_checkpoint, load_config, parser_with_config, run_tool
 from repvgg_mm.convert.measure import Latency, cpu_name, interleaved_latency
-from repvgg_mm.convert.weights import load_strictly
+from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
 from repvgg_mm.deploy.config import deploy_config
-from repvgg_mm.engine.engine import Engine, is_engine
+from repvgg_mm.engine.description import is_engine
+from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
-from repvgg_mm.export.export import PRECISIONS, Target, export, load_deploy
+from repvgg_mm.export.export import export, load_deploy
 from repvgg_mm.export.networks import network_of
-from repvgg_mm.files.atomic import sha256_of
-from repvgg_mm.files.checkpoint import read_checkpoint
-from repvgg_mm.files.download import local_path
-from repvgg_mm.openmmlab.model import build_model
+from repvgg_mm.export.target import PRECISIONS, Target
 
 METRICS = ('mIoU', 'coco/bbox_mAP')
+KINDS = (('onnx', 'fp32'), *(('openvino', precision) for precision in PRECISIONS))
 
 
 def main() -> None:
@@ -40,15 +41,21 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args)
     cfg.log_level = 'WARNING'
-    engines = {f'{engine} {precision}': exported(cfg, args, Target(engine, precision, args.shape))
-               for engine, precision in [('onnx', 'fp32'), *(('openvino', precision) for precision in PRECISIONS)]}
+    checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
+
+    engines = {}
+    for engine, precision in KINDS:
+        target = Target(engine, precision, args.shape)
+        engines[f'{engine} {precision}'] = exported(cfg, checkpoint, args.out, target)
 
     scores = {}
     if not args.latency_only:
-        scores['training form'] = score(cfg, args.checkpoint)
-        scores['deploy form'] = score(deploy_config(cfg), args.checkpoint)
-        scores |= {name: score(cfg, engine.path) for name, engine in engines.items()}
-    times = latencies(cfg, args, engines)
+        scores['training form'] = score(cfg, checkpoint)
+        scores['deploy form'] = score(deploy_config(cfg), checkpoint)
+        for name, engine in engines.items():
+            scores[name] = score(cfg, engine)
+
+    times = latencies(cfg, checkpoint, args.shape, engines, args.rounds)
     size = 'x'.join(map(str, args.shape))
     print(f'\ntorch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads, 1 image of {size}, '
           f'{args.rounds} interleaved rounds')
@@ -58,35 +65,41 @@ def main() -> None:
         print(f'| {name} | {scores.get(name, "")} | {median:.1f} ({lower:.1f} to {upper:.1f}) | {first / median:.2f} |')
 
 
-def exported(cfg, args, target: Target) -> Engine:
+def exported(cfg: Config, checkpoint: Checkpoint, out: Path, target: Target) -> Engine:
     """The engine of `target` in its folder, made unless it is there."""
-    folder = args.out / f'{target.engine}_{target.precision}'
+    folder = out / f'{target.engine}_{target.precision}'
     for path in sorted(folder.glob('engine.*')):
         if is_engine(path):
             engine = Engine(path, threads=torch.get_num_threads())
-            if engine.meta['source_sha256'] == sha256_of(local_path(args.checkpoint)):
+            if engine.description.source_sha256 == checkpoint.sha256:
                 return engine
-    path = export(cfg, args.checkpoint, folder, target, overwrite=True, trust=args.trust_checkpoint).path
+
+    path = export(cfg, checkpoint, folder, target, overwrite=True).path
     return Engine(path, threads=torch.get_num_threads())
 
 
-def score(cfg, weights) -> str:
+def score(cfg: Config, weights: Checkpoint | Engine) -> str:
     metrics = evaluate(cfg, weights)
     return ', '.join(f'{name} {metrics[name]:.4g}' for name in METRICS if name in metrics)
 
 
-def latencies(cfg, args, engines: dict[str, Engine]) -> dict[str, Latency]:
-    trained = build_model(cfg).eval()
-    load_strictly(trained, read_checkpoint(args.checkpoint, trust=args.trust_checkpoint), args.checkpoint)
-    trained = network_of(trained)
-    deploy = network_of(load_deploy(cfg, args.checkpoint, Target(shape=args.shape), trust=args.trust_checkpoint)[0])
-    image = torch.randn(1, 3, *args.shape)
-    return interleaved_latency({
+def latencies(
+    cfg: Config, checkpoint: Checkpoint, shape: list[int], engines: Mapping[str, Engine], rounds: int
+) -> dict[str, Latency]:
+    trained = network_of(load_model(cfg, checkpoint))
+    model, _ = load_deploy(cfg, checkpoint, Target(shape=shape))
+    deploy = network_of(model)
+
+    image = torch.randn(1, 3, *shape)
+    calls = {
         'training form, branch by branch': partial(apart, trained, image),
         'training form': partial(trained, image),
         'deploy form': partial(deploy, image),
         'deploy form, bf16 autocast': partial(autocast, deploy, image),
-        **{name: partial(engine, image.numpy()) for name, engine in engines.items()}}, args.rounds)
+    }
+    for name, engine in engines.items():
+        calls[name] = partial(engine, image.numpy())
+    return interleaved_latency(calls, rounds)
 
 
 def apart(network: nn.Module, image: torch.Tensor) -> None:

@@ -7,9 +7,10 @@ Run the second one with nothing beside it. Engines are statically shaped, one im
 """
 
 import argparse
-import copy
 import re
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,22 +18,23 @@ import nncf
 import numpy as np
 import openvino
 import torch
+from mmengine.config import Config
 
 from repvgg_mm.block import branch_by_branch
 from repvgg_mm.commands.flags import add_checkpoint, load_config, parser_with_config, run_tool
 from repvgg_mm.convert.measure import cpu_name, interleaved_latency
 from repvgg_mm.convert.raw_outputs import raw_outputs
-from repvgg_mm.convert.weights import load_strictly
-from repvgg_mm.engine.description import save_openvino, write_meta
+from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
+from repvgg_mm.engine.description import write_description
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.export.calibration import calibration_images
+from repvgg_mm.export.engine_files import PROPERTIES, read_openvino, save_openvino, write_engine
 from repvgg_mm.export.equalise import equalise
-from repvgg_mm.export.export import PROPERTIES, Target, prepare, write_engine
+from repvgg_mm.export.export import prepare
 from repvgg_mm.export.layer_noise import convolutions_of, measure_layers, signal_to_noise
 from repvgg_mm.export.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
-from repvgg_mm.files.checkpoint import read_checkpoint
-from repvgg_mm.openmmlab.model import build_model
+from repvgg_mm.export.target import Target
 
 PRESETS = nncf.QuantizationPreset
 
@@ -41,14 +43,14 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument('--latency', action='store_true')
     args = parser.parse_args()
-    folder, shape = args.folder, args.shape
     cfg = load_config(args)
+    checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
     print(f'{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}, openvino '
           f'{openvino.__version__}, nncf {nncf.__version__}')
     if args.latency:
-        measure_latency(cfg, args.checkpoint, shape, folder, args.rounds)
+        measure_latency(cfg, checkpoint, args.shape, args.folder, args.rounds)
     else:
-        measure_metrics(cfg, args.checkpoint, shape, folder)
+        measure_metrics(cfg, checkpoint, args.shape, args.folder)
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:
@@ -61,52 +63,62 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def measure_metrics(cfg, checkpoint: str, shape: list[int], folder: Path) -> None:
+def measure_metrics(cfg: Config, checkpoint: Checkpoint, shape: list[int], folder: Path) -> None:
     prepared = prepare(cfg, checkpoint, Target('openvino', shape=shape))
-    for name, target in (('float32', Target('openvino', shape=shape)), ('bf16', Target('openvino', 'bf16', shape))):
+    engines = {}
+    for name, precision in (('float32', 'fp32'), ('bf16', 'bf16')):
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_engine(prepared, folder / name, target)
-    prepared.meta['openvino_properties'] = PROPERTIES['int8']
-    reference = Engine(folder / 'float32' / 'engine.xml')
+        described = replace(prepared.description, precision=precision)
+        path, _ = write_engine(prepared.graph, described, folder / name)
+        engines[name] = Engine(path)
+
+    reference = engines['float32']
     images = calibration_images(cfg, reference, 100)
-    network = openvino.Core().read_model(prepared.model.SerializeToString())
+    network = read_openvino(prepared.graph.SerializeToString())
     equal, names = equalise(network)
     print(f'{len(names)} of {len(convolutions_of(network))} convolutions equalised')
-    after = nncf.IgnoredScope(names=after_last_convolutions(network), validate=False)
+
     tests = validation_config(cfg)
     show('training form, PyTorch', evaluate(tests, checkpoint))
-    for name in ('float32/engine.xml', 'bf16/engine.xml'):
-        show(name.split('/')[0], evaluate(tests, folder / name), noise(reference, Engine(folder / name), images[::6]))
+    for name, engine in engines.items():
+        show(name, evaluate(tests, engine), noise(reference, engine, images[::6]))
 
-    def default(images, **options):
+    def default(images: list[np.ndarray], **options: object) -> openvino.Model:
         return nncf.quantize(network, nncf.Dataset(images), subset_size=len(images), **options)
 
-    ways = {
-        'NNCF default': partial(default, images),
-        'after the last convolutions in float32 (the tool)': partial(quantise, network, images),
-        'the tool, 10 images': partial(quantise, network, images[::10]),
-        'the tool, 25 images': partial(quantise, network, images[::4]),
-        'the tool, mixed preset': partial(default, images, preset=PRESETS.MIXED, ignored_scope=after),
-        'the tool, equalised': partial(quantise, equal, images),
-        'the tool, an eighth in float32': lambda: quantise(network, images, noisiest(layers, 1 / 8)),
-        'the tool, a quarter in float32': lambda: quantise(network, images, noisiest(layers, 1 / 4)),
-        'the tool, equalised, an eighth in float32': lambda: quantise(equal, images, noisiest(layers, 1 / 8))}
-    for name, way in ways.items():
+    int8 = replace(prepared.description, openvino_properties=PROPERTIES['int8'])
+
+    def measure(name: str, way: Callable[[], openvino.Model]) -> openvino.Model:
         start = time.perf_counter()
         made = way()
         seconds = time.perf_counter() - start
+
         path = folder / '_'.join(re.findall(r'\w+', name)) / 'engine.xml'
         path.parent.mkdir(exist_ok=True)
         save_openvino(made, path)
-        write_meta(path, copy.deepcopy(prepared.meta))
-        show(name, evaluate(tests, path), noise(reference, Engine(path), images[::6]), seconds)
-        if name.endswith('(the tool)'):
-            layers = measure_layers(network, made, images[::12])
+        write_description(path, int8)
+        engine = Engine(path)
+        show(name, evaluate(tests, engine), noise(reference, engine, images[::6]), seconds)
+        return made
+
+    after = nncf.IgnoredScope(names=after_last_convolutions(network), validate=False)
+    measure('NNCF default', partial(default, images))
+    made = measure('after the last convolutions in float32 (the tool)', partial(quantise, network, images))
+    layers = measure_layers(network, made, images[::12])
+    eighth, quarter = noisiest(layers, 1 / 8), noisiest(layers, 1 / 4)
+
+    measure('the tool, 10 images', partial(quantise, network, images[::10]))
+    measure('the tool, 25 images', partial(quantise, network, images[::4]))
+    measure('the tool, mixed preset', partial(default, images, preset=PRESETS.MIXED, ignored_scope=after))
+    measure('the tool, equalised', partial(quantise, equal, images))
+    measure('the tool, an eighth in float32', partial(quantise, network, images, eighth))
+    measure('the tool, a quarter in float32', partial(quantise, network, images, quarter))
+    measure('the tool, equalised, an eighth in float32', partial(quantise, equal, images, eighth))
 
 
 def noise(reference: Engine, engine: Engine, images: list[np.ndarray]) -> dict[str, float]:
     """Signal to noise of each output in dB."""
-    sums = {name: np.zeros(2) for name in reference.meta['outputs']}
+    sums = {name: np.zeros(2) for name in reference.description.outputs}
     for image in images:
         expected, found = reference(image), engine(image)
         for name, values in expected.items():
@@ -118,13 +130,12 @@ def noise(reference: Engine, engine: Engine, images: list[np.ndarray]) -> dict[s
 def show(name: str, metrics: dict, decibels: dict | None = None, seconds: float | None = None) -> None:
     metric, points = headline(metrics)
     parts = [f'{output} {value:.1f} dB' for output, value in (decibels or {}).items()]
-    print(f'| {name} | {metric} {points:.2f} | {", ".join(parts)} | {"" if seconds is None else f"{seconds:.0f} s"} |',
-          flush=True)
+    took = '' if seconds is None else f'{seconds:.0f} s'
+    print(f'| {name} | {metric} {points:.2f} | {", ".join(parts)} | {took} |', flush=True)
 
 
-def measure_latency(cfg, checkpoint: str, shape: list[int], folder: Path, rounds: int) -> None:
-    model = build_model(cfg).eval()
-    load_strictly(model, read_checkpoint(checkpoint), checkpoint)
+def measure_latency(cfg: Config, checkpoint: Checkpoint, shape: list[int], folder: Path, rounds: int) -> None:
+    model = load_model(cfg, checkpoint)
     inputs = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
     image = inputs.numpy()
 

@@ -5,7 +5,6 @@
 What NNCF and OpenVINO make of the same model is measured by benchmarks/int8.py, in a process of its own.
 """
 
-import copy
 from functools import partial
 
 import onnxruntime
@@ -16,12 +15,15 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from repvgg_mm.commands.flags import load_config, run_tool
 from repvgg_mm.convert.measure import cpu_name, interleaved_latency
-from repvgg_mm.engine.description import write_meta
+from repvgg_mm.deploy.checkpoint import Checkpoint
+from repvgg_mm.engine.description import write_description
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.export.calibration import calibration_images
-from repvgg_mm.export.export import Target, prepare, write_engine
+from repvgg_mm.export.engine_files import write_engine
+from repvgg_mm.export.export import prepare
 from repvgg_mm.export.quantise import validation_config
+from repvgg_mm.export.target import Target
 
 METHODS = {'MinMax': CalibrationMethod.MinMax, 'Percentile': CalibrationMethod.Percentile}
 
@@ -39,25 +41,36 @@ class Images(CalibrationDataReader):
 def main() -> None:
     args = parser_of(__doc__).parse_args()
     cfg, folder = load_config(args), args.folder
-    print(f'{cpu_name()}, {torch.get_num_threads()} threads, onnxruntime {onnxruntime.__version__}')
-    target = Target('onnx', shape=args.shape)
-    prepared = prepare(cfg, args.checkpoint, target)
+    checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
+    threads = torch.get_num_threads()
+    print(f'{cpu_name()}, {threads} threads, onnxruntime {onnxruntime.__version__}')
+
+    prepared = prepare(cfg, checkpoint, Target('onnx', shape=args.shape))
     (folder / 'float32').mkdir(parents=True, exist_ok=True)
-    engines = {'float32': Engine(write_engine(prepared, folder / 'float32', target), threads=torch.get_num_threads())}
-    reference = engines['float32']
+    path, _ = write_engine(prepared.graph, prepared.description, folder / 'float32')
+    reference = Engine(path, threads=threads)
     images = calibration_images(cfg, reference, 100)
     tests = validation_config(cfg)
-    show('float32', evaluate(tests, reference.path))
+    show('float32', evaluate(tests, reference))
+
+    engines = {'float32': reference}
     prepared_graph = folder / 'prepared.onnx'
     quant_pre_process(str(reference.path), str(prepared_graph), skip_symbolic_shape=True)
     for name, method in METHODS.items():
         path = folder / name / 'engine.onnx'
         path.parent.mkdir(exist_ok=True)
-        quantize_static(prepared_graph, path, Images(images), quant_format=QuantFormat.QDQ, per_channel=True,
-                        calibrate_method=method)
-        write_meta(path, copy.deepcopy(prepared.meta))
-        engines[name] = Engine(path, threads=torch.get_num_threads())
-        show(f"ONNX Runtime's quantiser, {name}", evaluate(tests, path), noise(reference, engines[name], images[::6]))
+        quantize_static(
+            prepared_graph,
+            path,
+            Images(images),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            calibrate_method=method)
+        write_description(path, prepared.description)
+        engines[name] = Engine(path, threads=threads)
+        metrics = evaluate(tests, engines[name])
+        show(f"ONNX Runtime's quantiser, {name}", metrics, noise(reference, engines[name], images[::6]))
+
     times = interleaved_latency({name: partial(engine, images[0]) for name, engine in engines.items()}, args.rounds)
     for name, (median, lower, upper) in times.items():
         print(f'| {name} | {median:.2f} ({lower:.2f} to {upper:.2f}) | {times["float32"].median_ms / median:.1f}x |')
