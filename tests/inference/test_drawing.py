@@ -8,7 +8,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from repvgg_mm import UserError
-from repvgg_mm.inference.drawing import OPACITY, Painter, legend
+from repvgg_mm.inference.drawing import OPACITY, LegendRow, Painter, legend
 
 CLASSES, PALETTE = ['sea', 'sand', 'palm'], [(0, 0, 250), (240, 200, 100), (10, 150, 20)]
 
@@ -54,9 +54,15 @@ def test_ignored_labels_and_missing_colours():
 
 
 def test_legend_of_many_classes_uses_columns():
-    rows = [(f'class {number}', (number, 0, 0), 1 / 150) for number in range(150)]
+    rows = [LegendRow(f'class {number}', (number, 0, 0), 1 / 150) for number in range(150)]
     panel = legend(rows, height=400, size=13)
-    assert panel.shape[0] <= 400 and all(has(panel, colour) for _, colour, _ in rows)
+    assert panel.shape[0] <= 400 and all(has(panel, row.colour) for row in rows)
+
+
+@pytest.mark.parametrize(('share', 'text'), [(1, 'sea  100%'), (0.125, 'sea  12%'), (0.006, 'sea  1%'),
+                                             (0.0049, 'sea  <1%')])
+def test_the_share_of_a_class_is_told_in_percent(share, text):
+    assert LegendRow('sea', (0, 0, 0), share).text == text
 
 
 def test_boxes_have_the_colour_of_their_class_and_pass_the_threshold():

@@ -8,82 +8,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, pspnet_config, randomise_norms, retinanet_config
 from mmengine.config import Config
 from PIL import Image
 from tool_runs import run_tool
 from videos import frames_of, moving_square
 
 import repvgg_mm
-from repvgg_mm import UserError, whole_model_convert
-from repvgg_mm.archs import get_arch
-from repvgg_mm.demo.shapes import make_shapes
-from repvgg_mm.deploy.config import deploy_config
-from repvgg_mm.export.export import Target, export
-from repvgg_mm.inference.prediction import predict_files
-from repvgg_mm.inference.predictor import predictor
-from repvgg_mm.openmmlab.model import build_model
+from repvgg_mm import UserError
+from repvgg_mm.deploy.checkpoint import Checkpoint
+from repvgg_mm.export.export import export
+from repvgg_mm.export.target import Target
+from repvgg_mm.inference.predict import predict_files
 
 pytestmark = pytest.mark.stack
-CLASSES, PALETTE = ('sea', 'sand', 'palm'), [[20, 60, 200], [230, 210, 120], [30, 150, 60]]
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory) -> Path:
-    """64x64 images in images/train and images/val, under equal names."""
-    return make_shapes(tmp_path_factory.mktemp('shapes'), num_train=2, num_val=2, size=64) / 'images'
-
-
-def mask_rcnn_config() -> dict:
-    import mmdet
-    model = Config.fromfile(Path(mmdet.__file__).parent / '.mim/configs/_base_/models/mask-rcnn_r50_fpn.py').model
-    widths = list(get_arch(TINY).stage_channels)
-    model.backbone = dict(type='RepVGG', arch=TINY)
-    model.neck.update(in_channels=widths, out_channels=16)
-    model.rpn_head.update(in_channels=16, feat_channels=16)
-    for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
-        extractor.out_channels = 16
-    model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=3)
-    model.roi_head.mask_head.update(in_channels=16, conv_out_channels=16, num_convs=1, num_classes=3)
-    model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=20)
-    return model.to_dict() | {'_scope_': 'mmdet'}
-
-
-def config_of(kind: str) -> Config:
-    """A tiny net of 3 classes; annotations are read in the middle of the test pipeline, and there is no dataset."""
-    seg = kind == 'pspnet'
-    model = dict(pspnet=pspnet_config, retinanet=retinanet_config, mask_rcnn=mask_rcnn_config)[kind]()
-    if kind == 'retinanet':
-        model['test_cfg'].update(score_thr=0.0, max_per_img=20)
-    pipeline = [dict(type='LoadImageFromFile'),
-                dict(type='LoadAnnotations', **({} if seg else dict(with_bbox=True))),
-                dict(type='Resize', scale=(96, 128), keep_ratio=True),
-                dict(type='PackSegInputs' if seg else 'PackDetInputs')]
-    dataset = dict(type='BaseSegDataset' if seg else 'CocoDataset', data_root='nowhere', ann_file='missing.json',
-                   metainfo=dict(classes=CLASSES, palette=PALETTE), pipeline=pipeline)
-    return Config(dict(default_scope='mmseg' if seg else 'mmdet', custom_imports=dict(imports=['repvgg_mm']),
-                       model=model, test_pipeline=pipeline, test_dataloader=dict(dataset=dataset)))
-
-
-@pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """(config, checkpoint in training form, config and checkpoint in deploy form) of a kind of net, as files."""
-    made = {}
-
-    def of(kind: str) -> tuple[Path, Path, Path, Path]:
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            cfg = config_of(kind)
-            torch.manual_seed(0)
-            model = randomise_norms(build_model(cfg))
-            cfg.dump(folder / 'net.py')
-            deploy_config(cfg).dump(folder / 'deploy.py')
-            torch.save(dict(meta=dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE)),
-                            state_dict=model.state_dict()), folder / 'net.pth')
-            whole_model_convert(model, save_path=folder / 'deploy.pth')
-            made[kind] = tuple(folder / name for name in ('net.py', 'net.pth', 'deploy.py', 'deploy.pth'))
-        return made[kind]
-    return of
 
 
 @pytest.mark.parametrize(('config', 'weights'), [(0, 1), (2, 3), (0, 3), (2, 1)])
@@ -122,7 +59,7 @@ def test_detector_predicts_as_mmdet_does(kind, trained, images):
 @pytest.mark.parametrize('kind', ['pspnet', 'retinanet'])
 def test_an_engine_predicts_as_its_checkpoint_does(kind, trained, images, tmp_path):
     config, checkpoint, *_ = trained(kind)
-    exported = export(Config.fromfile(config), checkpoint, tmp_path / 'engine',
+    exported = export(Config.fromfile(config), Checkpoint.read(checkpoint), tmp_path / 'engine',
                       Target(shape=(96, 96), preprocess=kind == 'retinanet'), progress=lambda step: None)
     paths = [images / 'val' / '0000.jpg', images / 'train' / '0001.jpg']
     expected = repvgg_mm.predict(config, checkpoint, paths, device='cpu')
@@ -146,18 +83,6 @@ def test_logits_are_left_out_unless_asked_for(trained, images):
     samples = repvgg_mm.predict(config, checkpoint, str(images / 'val'), device='cpu')
     assert [Path(sample.img_path).name for sample in samples] == ['0000.jpg', '0001.jpg']
     assert [sorted(sample.keys()) for sample in samples] == [['pred_sem_seg']] * 2
-
-
-def test_a_config_without_dataset_uses_the_names_in_the_checkpoint_or_numbers(trained):
-    config, checkpoint, _, deploy = trained('pspnet')
-    cfg = Config.fromfile(config)
-    assert predictor(cfg, checkpoint, 'cpu').classes == list(CLASSES)
-    cfg.pop('test_dataloader')
-    model = predictor(cfg, checkpoint, 'cpu')
-    assert (model.classes, model.palette) == (list(CLASSES), PALETTE)
-    assert predictor(cfg, deploy, 'cpu').classes == ['class 0', 'class 1', 'class 2']
-    cfg.test_dataloader = dict(dataset=dict(type='CityscapesDataset'))  # 19 classes do not fit the model's 3
-    assert predictor(cfg, checkpoint, 'cpu').classes == list(CLASSES)
 
 
 def test_tool_draws_what_it_can_and_names_the_rest(trained, images, tmp_path):
@@ -255,10 +180,3 @@ def test_mistakes(message, mistake, trained, images, tmp_path, monkeypatch):
 def test_an_iterator_of_files(trained, images):
     config, checkpoint, *_ = trained('pspnet')
     assert len(repvgg_mm.predict(config, checkpoint, (images / 'val').glob('*.jpg'), device='cpu')) == 2
-
-
-def test_a_size_that_the_model_cannot_take(trained):
-    config, checkpoint, *_ = trained('pspnet')
-    strip = np.zeros((1, 3000, 3), np.uint8)  # resized to 128 columns it has no row
-    with pytest.raises(UserError, match=r'size that the model can take, and image_0 of 1x3000 pixels has not \('):
-        repvgg_mm.predict(config, checkpoint, strip, device='cpu')
