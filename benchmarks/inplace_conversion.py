@@ -6,7 +6,7 @@ The model is an mmseg PSPNet on RepVGG-B3 at output stride 8 with random BatchNo
 
 Time is that of the one call, the median over fresh copies of the model.
 
-Memory is counted in tensors (`repvgg_mm.measure.LiveBytes`), the model's own among them. The
+Memory is counted in tensors (`repvgg_mm.convert.measure.LiveBytes`), the model's own among them. The
 sum falls from block to block, as a fused block is smaller than its branches. Two figures:
 
 peak above the start   the largest sum minus the model's own bytes

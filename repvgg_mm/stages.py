@@ -1,4 +1,4 @@
-"""The plain stack of blocks that a RepVGG is: a stem, then stages. Torch alone; `backbone` makes a toolbox's model of it."""
+"""The plain stack of blocks that a RepVGG is: a stem, then stages. Torch alone."""
 
 from __future__ import annotations
 

@@ -85,9 +85,9 @@ def test_gives_channels_last(memory_format):
 
 STEM = """
 import torch
-from repvgg_mm.benchmark import saved_bytes
+from repvgg_mm.report.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
-from repvgg_mm.compare import relative_error
+from repvgg_mm.convert.compare import relative_error
 stem = RepVGGBlock(3, 48, stride=2).train()
 x = torch.randn(2, 3, 256, 256).to(memory_format=torch.channels_last)
 for _ in range(4):

@@ -1,25 +1,7 @@
 """Write the generated dataset of the demo: python tools/make_shapes.py data/shapes [--classification]"""
 
-import argparse
-
 from repvgg_mm.commands.flags import run_tool
-from repvgg_mm.demo.shapes import make_shape_folders, make_shapes
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('root', help='folder to write to')
-    parser.add_argument('--classification', action='store_true',
-                        help='folders of images as ImageNet has them, instead of masks and boxes')
-    parser.add_argument('--train', type=int, help='training images (800), or those of each class (200)')
-    parser.add_argument('--val', type=int, help='validation images (80), or those of each class (40)')
-    parser.add_argument('--size', type=int, help='side in pixels (96, or 64)')
-    parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
-    options = dict(num_train=args.train, num_val=args.val, size=args.size, seed=args.seed)
-    make = make_shape_folders if args.classification else make_shapes
-    print(make(args.root, **{name: value for name, value in options.items() if value is not None}))
-
+from repvgg_mm.commands.make_shapes import main
 
 if __name__ == '__main__':
     run_tool(main)

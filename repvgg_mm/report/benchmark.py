@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,20 +13,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ..convert.blocks import fusible_or_fused, has_branches
-from ..convert.measure import Latency, LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
+from ..convert.measure import LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
 from ..convert.raw_outputs import raw_outputs
 from ..convert.whole import whole_model_convert
-from ..engine.engine import SUFFIXES, Engine, optional
-from ..errors import UserError
-from ..files.atomic import atomic_path
+from ..engine.engine import Engine, optional
+from ..errors import UserError, reason
 from ..openmmlab.config import config_dicts, import_toolbox, read_config
 from ..openmmlab.model import build_model, replace_sync_bn
-from .charts import latency_bars
 
 WORK = ('forward', 'norm_eval step', 'training step')
 
 
-@dataclass
+@dataclass(frozen=True)
 class Row:
     """One model doing one kind of work; times in milliseconds, median and quartiles of interleaved calls."""
 
@@ -38,12 +34,12 @@ class Row:
     lower_ms: float
     upper_ms: float
     saved_mib: float | None = None  # what a step keeps for its backward pass, parameters not counted
-    peak_mib: float | None = None  # at most alive during the work, above what was there before; of an engine unknown
+    peak_mib: float | None = None   # at most alive during the work, above what was there before; of an engine unknown
     million_parameters: float | None = None
     gflops: float | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Setting:
     """How models are called: `amp` is a type for torch.autocast, None for none; `compile` is torch.compile."""
 
@@ -52,16 +48,23 @@ class Setting:
     amp: torch.dtype | None = None
     compile: bool = False
 
+    @property
+    def channels_last(self) -> bool:
+        return self.inputs.is_contiguous(memory_format=torch.channels_last)
+
     def conditions(self) -> dict[str, str]:
         """What a time depends on, to stand beside it."""
-        inputs = self.inputs
-        device = torch.cuda.get_device_name() if inputs.is_cuda else cpu_name()
-        last = inputs.is_contiguous(memory_format=torch.channels_last)
+        device = torch.cuda.get_device_name() if self.inputs.is_cuda else cpu_name()
         return dict(
-            device=f'{inputs.device.type} ({device})', threads=str(torch.get_num_threads()),
-            dtype=f'{inputs.dtype}'.removeprefix('torch.'), amp=f'{self.amp}'.removeprefix('torch.'),
-            compile=str(self.compile), memory_format='channels_last' if last else 'contiguous',
-            shape=str(tuple(inputs.shape)), torch=torch.__version__, rounds=str(self.rounds))
+            device=f'{self.inputs.device.type} ({device})',
+            threads=str(torch.get_num_threads()),
+            dtype=str(self.inputs.dtype).removeprefix('torch.'),
+            amp=str(self.amp).removeprefix('torch.'),
+            compile=str(self.compile),
+            memory_format='channels_last' if self.channels_last else 'contiguous',
+            shape=str(tuple(self.inputs.shape)),
+            torch=torch.__version__,
+            rounds=str(self.rounds))
 
 
 def build_forms(paths: Sequence[str]) -> dict[str, nn.Module]:
@@ -75,32 +78,40 @@ def build_forms(paths: Sequence[str]) -> dict[str, nn.Module]:
     models: dict[str, nn.Module] = {}
     stems = [Path(path).stem for path in paths]
     for path, stem in zip(paths, stems):
-        cfg = read_config(path)
-        import_toolbox(cfg)
-        for part in config_dicts(cfg._cfg_dict):
-            part.pop('init_cfg', None)
-        replace_sync_bn(cfg)
-        model = build_model(cfg).eval()
+        model = _build(path)
         name = stem if stems.count(stem) == 1 else path
         if has_branches(model):
             models[f'{name}, deploy form'] = whole_model_convert(model)
-            name = f'{name}, training form'
+            models[f'{name}, training form'] = model
         elif fusible_or_fused(model):
-            name = f'{name}, deploy form'
-        models[name] = model
+            models[f'{name}, deploy form'] = model
+        else:
+            models[name] = model
     return models
+
+
+def _build(path: str) -> nn.Module:
+    cfg = read_config(path)
+    import_toolbox(cfg)
+    for part in config_dicts(cfg._cfg_dict):
+        part.pop('init_cfg', None)  # no weights are loaded
+    replace_sync_bn(cfg)
+    return build_model(cfg).eval()
 
 
 def load_engines(paths: Iterable[str]) -> dict[str, Engine]:
     """Engines by name, with as many threads as torch has."""
-    engines = [Engine(path, threads=torch.get_num_threads()) for path in paths]
-    return {f'{SUFFIXES[engine.path.suffix]} {engine.meta["precision"]}, {engine.path}': engine for engine in engines}
+    engines = {}
+    for path in paths:
+        engine = Engine(path, threads=torch.get_num_threads())
+        engines[f'{engine.library} {engine.description.precision}, {engine.path}'] = engine
+    return engines
 
 
 def engine_versions(engines: Mapping[str, Engine]) -> dict[str, str]:
     """Of the libraries that run them."""
-    libraries = sorted({SUFFIXES[engine.path.suffix] for engine in engines.values()})
-    return {library: optional(library).__version__ for library in libraries}
+    libraries = {engine.library for engine in engines.values()}
+    return {library: optional(library).__version__ for library in sorted(libraries)}
 
 
 def engine_call(engine: Engine, inputs: Tensor) -> Callable[[], object]:
@@ -110,18 +121,23 @@ def engine_call(engine: Engine, inputs: Tensor) -> Callable[[], object]:
         UserError: it does not take that shape, or `inputs` are on a GPU.
     """
     if inputs.is_cuda:
-        raise UserError(f'Engines run on the CPU here, and the models of this benchmark on {inputs.device}. Add '
-                        '--device cpu, or measure the engines by themselves.')
+        raise UserError(
+            f'Engines run on the CPU here, and the models of this benchmark on {inputs.device}. Add '
+            '--device cpu, or measure the engines by themselves.')
+
     images = inputs.float()
-    if engine.meta['input']['layout'] == 'NHWC':
+    if engine.description.input.layout == 'NHWC':
         images = torch.randint(256, images.movedim(1, 3).shape, dtype=torch.uint8)
     images = images.numpy(force=True)
-    engine(images)
+    engine(images)  # refuses them now rather than among the timed calls
     return partial(engine, images)
 
 
 def benchmark(
-    models: dict[str, nn.Module], setting: Setting, works: Iterable[str], engines: Mapping[str, Engine] | None = None
+    models: Mapping[str, nn.Module],
+    setting: Setting,
+    works: Iterable[str],
+    engines: Mapping[str, Engine] | None = None,
 ) -> list[Row]:
     """Every model does each kind of work, interleaved; a step is forward and backward of the mean of all outputs.
 
@@ -130,38 +146,64 @@ def benchmark(
     Raises:
         UserError: a model or engine cannot take the input, there is no compiled step here, or engines have no work.
     """
-    inputs, works, engines = setting.inputs, list(works), engines or {}
-    if engines and 'forward' not in works:
-        raise UserError(f'Engines only do forward calls, and --work is {", ".join(works)}. Add forward to --work, or '
-                        'leave the engines out.')
-    if setting.compile and not inputs.is_cuda and works != ['forward']:
-        raise UserError('--compile measures steps on a GPU only, where torch compiles them reliably, and this is '
-                        f'{inputs.device}. Measure --work forward, or leave --compile out.')
-    last = inputs.is_contiguous(memory_format=torch.channels_last)
-    models = {name: model.to(inputs.device, inputs.dtype, memory_format=torch.channels_last if last else
-                             torch.preserve_format) for name, model in models.items()}
+    works, engines = list(works), engines or {}
+    _check_works(works, setting, engines)
+
+    inputs = setting.inputs
+    memory_format = torch.channels_last if setting.channels_last else torch.preserve_format
+    for model in models.values():
+        model.to(inputs.device, inputs.dtype, memory_format=memory_format)
+
     rows = []
     for work in track_iter_progress(works):
-        calls, memory = {}, {}
-        for name, model in models.items():
-            model.train(work == 'training step')
-            run = torch.compile(partial(raw_outputs, model)) if setting.compile else partial(raw_outputs, model)
-            calls[name] = partial(_forward if work == 'forward' else _step, run, model, setting)
-            try:
-                calls[name]()
-                memory[name] = peak_bytes(model, calls[name]) / 2**20
-            except (RuntimeError, ValueError) as error:
-                raise UserError(f'Every model gets the same input, and {name} cannot do a {work} with '
-                                f'{tuple(inputs.shape)}: {str(error).splitlines()[0]}. Choose --batch, --shape, '
-                                '--dtype or --work that it can.') from None
-        if work == 'forward':
-            calls |= {name: engine_call(engine, inputs) for name, engine in engines.items()}
-        times = interleaved_latency(calls, setting.rounds)
-        rows += [Row(name, work, *times[name],
-                     None if work == 'forward' else saved_bytes(model, inputs, setting.amp) / 2**20, memory[name],
-                     count_parameters(model) / 1e6, 2 * count_macs(model, inputs) / 1e9)
-                 for name, model in models.items()]
-        rows += [Row(name, work, *times[name]) for name in engines if name in calls]
+        rows += _do(work, models, setting, engines if work == 'forward' else {})
+    return rows
+
+
+def _check_works(works: Sequence[str], setting: Setting, engines: Mapping[str, Engine]) -> None:
+    if engines and 'forward' not in works:
+        raise UserError(
+            f'Engines only do forward calls, and --work is {", ".join(works)}. Add forward to --work, or '
+            'leave the engines out.')
+    device = setting.inputs.device
+    if setting.compile and device.type != 'cuda' and works != ['forward']:
+        raise UserError(
+            '--compile measures steps on a GPU only, where torch compiles them reliably, and this is '
+            f'{device}. Measure --work forward, or leave --compile out.')
+
+
+def _do(
+    work: str, models: Mapping[str, nn.Module], setting: Setting, engines: Mapping[str, Engine]
+) -> list[Row]:
+    """The rows of one kind of work."""
+    calls, peaks = {}, {}
+    for name, model in models.items():
+        calls[name] = _call_of(model, work, setting)
+        try:
+            calls[name]()
+            peaks[name] = peak_bytes(model, calls[name]) / 2**20
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f'Every model gets the same input, and {name} cannot do a {work} with '
+                f'{tuple(setting.inputs.shape)}: {reason(error)}. Choose --batch, --shape, '
+                '--dtype or --work that it can.') from None
+    for name, engine in engines.items():
+        calls[name] = engine_call(engine, setting.inputs)
+
+    times = interleaved_latency(calls, setting.rounds)
+    rows = []
+    for name, model in models.items():
+        kept = None if work == 'forward' else saved_bytes(model, setting.inputs, setting.amp) / 2**20
+        rows.append(Row(
+            name,
+            work,
+            *times[name],
+            saved_mib=kept,
+            peak_mib=peaks[name],
+            million_parameters=count_parameters(model) / 1e6,
+            gflops=2 * count_macs(model, setting.inputs) / 1e9))
+    for name in engines:
+        rows.append(Row(name, work, *times[name]))
     return rows
 
 
@@ -173,6 +215,7 @@ def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
+
     with LiveBytes(model) as live:
         call()
     return live.peak - live.start
@@ -180,7 +223,7 @@ def peak_bytes(model: nn.Module, call: Callable[[], object]) -> int:
 
 def saved_bytes(model: nn.Module, inputs: Tensor, amp: torch.dtype | None = None) -> int:
     """Bytes that autograd keeps for the backward pass, each storage once, parameters not counted."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -190,65 +233,19 @@ def saved_bytes(model: nn.Module, inputs: Tensor, amp: torch.dtype | None = None
         return tensor
 
     with torch.enable_grad(), _autocast(inputs, amp), saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = raw_outputs(model, inputs)
+        out = raw_outputs(model, inputs)  # keeps the graph: of freed storages two could have one address
     del out
     return sum(kept.values())
 
 
-def table(rows: list[Row]) -> str:
-    """Ratios are to the first model that did the same work."""
-    heads = ('model', 'work', 'ms, median (quartiles)', 'ratio', 'kept for backward, MiB', 'peak, MiB',
-             'million parameters', 'GFLOPs')
-    cells = [heads, ('---',) * len(heads)]
-    for row in rows:
-        first = next(other for other in rows if other.work == row.work)
-        cells.append((
-            row.model, row.work, f'{row.median_ms:.1f} ({row.lower_ms:.1f} to {row.upper_ms:.1f})',
-            f'{row.median_ms / first.median_ms:.2f}', figure_text(row.saved_mib, 0), figure_text(row.peak_mib, 0),
-            figure_text(row.million_parameters, 2), figure_text(row.gflops, 2)))
-    lines = [f'| {" | ".join(row)} |' for row in cells]
-    return '\n'.join(lines)
-
-
-def figure_text(value: float | None, digits: int) -> str:
-    """Nothing for what is not known, such as the parameters of an engine."""
-    return '' if value is None else f'{value:.{digits}f}'
-
-
-def write_json(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
-    """`rows` as dicts of `Row`'s fields beside what they depend on; UserError if it cannot be written."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(dict(conditions=setting, rows=[asdict(row) for row in rows]), indent=2) + '\n')
-
-
-def draw(path: Path, rows: list[Row], setting: dict[str, str]) -> None:
-    """A panel for each kind of work, a bar for each model with the quartiles of its time; format by the suffix.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    works = list(dict.fromkeys(row.work for row in rows))
-    models = list(dict.fromkeys(row.model for row in rows))
-    figure, axes = plt.subplots(len(works), figsize=(9, (0.45 * len(models) + 0.9) * len(works) + 0.5), squeeze=False)
-    for axis, work in zip(axes[:, 0], works):
-        done = [row for row in rows if row.work == work]
-        latency_bars(axis, {row.model: Latency(row.median_ms, row.lower_ms, row.upper_ms) for row in done},
-                     [_colour(row) for row in done], digits=1)
-        axis.set_title(work)
-    axes[-1, 0].set_xlabel('ms, median and quartiles')
-    made_with = ', '.join(f'{key} {value}' for key, value in setting.items())
-    figure.supxlabel(textwrap.fill(made_with, 120), fontsize=8)
-    figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format=path.suffix[1:].lower())
-    plt.close(figure)
-
-
-def _colour(row: Row) -> str:
-    return 'tab:orange' if row.gflops is None else 'tab:green' if 'deploy' in row.model else 'tab:blue'
+def _call_of(model: nn.Module, work: str, setting: Setting) -> Callable[[], None]:
+    """`work` with `model`, which is put into the mode for it."""
+    model.train(work == 'training step')
+    run = partial(raw_outputs, model)
+    if setting.compile:
+        run = torch.compile(run)
+    do = _forward if work == 'forward' else _step
+    return partial(do, run, model, setting)
 
 
 def _forward(run: Callable, model: nn.Module, setting: Setting) -> None:
@@ -260,7 +257,8 @@ def _step(run: Callable, model: nn.Module, setting: Setting) -> None:
     model.zero_grad(set_to_none=True)
     with torch.enable_grad():
         with _autocast(setting.inputs, setting.amp):
-            means = [tensor.float().mean() for tensor in _tensors(run(setting.inputs))]
+            outputs = _tensors(run(setting.inputs))
+            means = [output.float().mean() for output in outputs]
         if not any(mean.requires_grad for mean in means):
             raise UserError('A step needs outputs with gradients, and the model has none. Measure --work forward.')
         sum(means).backward()
@@ -273,6 +271,8 @@ def _autocast(inputs: Tensor, dtype: torch.dtype | None) -> torch.autocast:
 def _tensors(out: object) -> list[Tensor]:
     if isinstance(out, Tensor):
         return [out]
-    if isinstance(out, dict):
-        out = out.values()
-    return [tensor for part in out for tensor in _tensors(part)]
+    parts = out.values() if isinstance(out, dict) else out
+    found = []
+    for part in parts:
+        found += _tensors(part)
+    return found

@@ -19,15 +19,38 @@ from ..convert.measure import Latency
 from .ranges import FUSED, Range
 
 INK = '#010203'  # stands for the page's colour
-GREY, BLUE, GREEN, ORANGE, PURPLE = '#8a8f98', '#4a8fe0', '#2fa36b', '#e0873a', '#a06bd0'
+GREY = '#8a8f98'
+BLUE = '#4a8fe0'
+GREEN = '#2fa36b'
+ORANGE = '#e0873a'
+PURPLE = '#a06bd0'
 BRANCH_COLOURS = (BLUE, ORANGE, PURPLE, GREY)
+
+# Of `form_latency`: what a reader is shown for each.
+FORMS = {
+    'branches': 'training form,\nbranch by branch',
+    'training': 'training form,\nas evaluated',
+    'deploy': 'deploy form',
+}
 NARROW = 5.2  # inches: its text can be read on a telephone
+INKED = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color')
+CLEAR = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor')
 STYLE = {
-    'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 10, 'axes.titlesize': 10,
-    **dict.fromkeys(('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), INK),
-    **dict.fromkeys(('figure.facecolor', 'axes.facecolor', 'savefig.facecolor'), 'none'),
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.axisbelow': True,
-    'grid.color': '#808080', 'grid.alpha': 0.3, 'grid.linewidth': 0.6, 'legend.frameon': False}
+    'svg.fonttype': 'none',
+    'text.parse_math': False,
+    'font.size': 10,
+    'axes.titlesize': 10,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.axisbelow': True,
+    'grid.color': '#808080',
+    'grid.alpha': 0.3,
+    'grid.linewidth': 0.6,
+    'legend.frameon': False,
+    **dict.fromkeys(INKED, INK),
+    **dict.fromkeys(CLEAR, 'none'),
+}
+WITHOUT_METADATA = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
 
 
 def svg(draw: Callable[[Figure], None], width: float, height: float, label: str) -> Markup:
@@ -36,30 +59,38 @@ def svg(draw: Callable[[Figure], None], width: float, height: float, label: str)
         figure = Figure(figsize=(width, height), layout='constrained')
         draw(figure)
         text = io.StringIO()
-        figure.savefig(text, format='svg', metadata=dict.fromkeys(('Date', 'Creator', 'Format', 'Type')))
+        figure.savefig(text, format='svg', metadata=WITHOUT_METADATA)
+
     content = text.getvalue()
     content = content[content.index('<svg'):].replace(INK, 'currentColor')
     prefix = re.sub(r'\W+', '-', label)  # several charts share a page, and ids are unique in it
     content = re.sub(r'(\bid="|="#|url\(#)', rf'\g<1>{prefix}-', content)
-    return Markup(content.replace('<svg', f'<svg role="img" aria-label="{html.escape(label)}"', 1))
+
+    opening = f'<svg role="img" aria-label="{html.escape(label)}"'
+    return Markup(content.replace('<svg', opening, 1))
 
 
 def latency_bars(axis: Axes, latencies: Mapping[str, Latency], colours: Sequence[str], digits: int = 1) -> None:
     """A bar for each name: the median, with a line from the lower to the upper quartile."""
-    done = list(latencies.values())
-    medians = [latency.median_ms for latency in done]
-    spread = [[latency.median_ms - latency.lower_ms for latency in done],
-              [latency.upper_ms - latency.median_ms for latency in done]]
-    bars = axis.barh(list(latencies), medians, xerr=spread, capsize=3, color=colours,
-                     ecolor=matplotlib.rcParams['axes.edgecolor'])
-    axis.bar_label(bars, [f'{median:.{digits}f} ms' for median in medians], padding=8)
-    axis.set_xlim(0, 1.35 * max(latency.upper_ms for latency in done))
+    medians, below, above, texts = [], [], [], []
+    for latency in latencies.values():
+        medians.append(latency.median_ms)
+        below.append(latency.median_ms - latency.lower_ms)
+        above.append(latency.upper_ms - latency.median_ms)
+        texts.append(f'{latency.median_ms:.{digits}f} ms')
+
+    ink = matplotlib.rcParams['axes.edgecolor']
+    bars = axis.barh(list(latencies), medians, xerr=[below, above], capsize=3, color=colours, ecolor=ink)
+    axis.bar_label(bars, texts, padding=8)
+
+    longest = max(latency.upper_ms for latency in latencies.values())
+    axis.set_xlim(0, 1.35 * longest)
     axis.invert_yaxis()
 
 
 def latency_chart(latencies: Mapping[str, Latency], label: str) -> Markup:
     """Training forms in blue, branch by branch in grey, whatever is deployed in green."""
-    colours = [GREY if 'branch' in name else BLUE if 'training' in name else GREEN for name in latencies]
+    colours = [_colour_of_form(name) for name in latencies]
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
@@ -67,26 +98,34 @@ def latency_chart(latencies: Mapping[str, Latency], label: str) -> Markup:
         axis.set_xlabel('ms a call, median and quartiles')
         axis.spines['left'].set_visible(False)
         axis.tick_params(left=False)
+
     return svg(draw, NARROW, 0.7 + 0.44 * len(latencies), label)
 
 
 def error_chart(errors: Mapping[str, float], tolerance: float, label: str) -> Markup:
     """Relative errors on a logarithmic scale beside what is allowed; an error of 0 has no bar."""
-    lowest = min([error for error in errors.values() if error > 0] + [tolerance])
+    smallest = min([tolerance, *(error for error in errors.values() if error > 0)])
+    left = smallest / 10
+    right = 3 * max(tolerance, *errors.values())
+    lengths = [max(error - left, 0) for error in errors.values()]
+    texts = [f'{error:.1e}' if error else 'equal' for error in errors.values()]
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
-        left = lowest / 10
-        bars = axis.barh(list(errors), [max(error - left, 0) for error in errors.values()], left=left, color=GREEN)
-        axis.bar_label(bars, [f'{error:.1e}' if error else 'equal' for error in errors.values()], padding=4)
+        bars = axis.barh(list(errors), lengths, left=left, color=GREEN)
+        axis.bar_label(bars, texts, padding=4)
+        axis.set(xscale='log', xlim=(left, right), xlabel='relative error')
+
         axis.axvline(tolerance, color=ORANGE, linestyle='--', linewidth=1.2)
-        axis.annotate(f'at most {tolerance:g}', (tolerance, 1), xycoords=('data', 'axes fraction'),
-                      xytext=(-4, 2), textcoords='offset points', color=ORANGE, ha='right')
-        axis.set(xscale='log', xlim=(left, 3 * max(tolerance, *errors.values())), xlabel='relative error')
+        axis.annotate(
+            f'at most {tolerance:g}', (tolerance, 1), xycoords=('data', 'axes fraction'),
+            xytext=(-4, 2), textcoords='offset points', color=ORANGE, ha='right')
+
         axis.xaxis.set_major_formatter(lambda error, _: f'{error:.0e}')
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(axis='x')
         axis.invert_yaxis()
+
     return svg(draw, NARROW, 0.9 + 0.27 * len(errors), label)
 
 
@@ -95,22 +134,19 @@ def range_chart(ranges: Mapping[str, Mapping[str, Range]], label: str) -> Markup
 
     The axis is linear up to the bar of the middle layer's fused convolution, logarithmic beyond.
     """
-    branches = list(dict.fromkeys(branch for found in ranges.values() for branch in found if branch != FUSED))
-    colours = {branch: BRANCH_COLOURS[i % len(BRANCH_COLOURS)] for i, branch in enumerate(branches)} | {FUSED: GREEN}
+    colours = _colours_of_branches(ranges)
+    step = 0.8 / len(colours)
 
-    bars = [max(abs(found[FUSED].p1), abs(found[FUSED].p99)) for found in ranges.values()]
-    linear = 10 ** math.floor(math.log10(max(statistics.median(bars), 1e-30)))
+    fused = [found[FUSED] for found in ranges.values()]
+    middle = statistics.median(max(abs(one.p1), abs(one.p99)) for one in fused)
+    linear = 10 ** math.floor(math.log10(max(middle, 1e-30)))
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
-        step = 0.8 / len(colours)
         for i, (branch, colour) in enumerate(colours.items()):
-            found = [(x + (i + 0.5) * step - 0.4, layer[branch]) for x, layer in enumerate(ranges.values())
-                     if branch in layer]
-            places = [x for x, _ in found]
-            axis.vlines(places, [r.low for _, r in found], [r.high for _, r in found], color=colour, linewidth=1)
-            axis.bar(places, [r.p99 - r.p1 for _, r in found], step * 0.8, [r.p1 for _, r in found], color=colour,
-                     label=branch)
+            offset = (i + 0.5) * step - 0.4
+            _range_bars(axis, ranges, branch, colour, offset, 0.8 * step)
+
         axis.set_yscale('symlog', linthresh=linear, linscale=0.6)
         axis.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
         axis.axhline(0, color=INK, linewidth=0.6)
@@ -118,4 +154,42 @@ def range_chart(ranges: Mapping[str, Mapping[str, Range]], label: str) -> Markup
         axis.set_xlim(-0.6, len(ranges) - 0.4)
         axis.grid(axis='y')
         figure.legend(loc='outside upper left', ncols=len(colours), fontsize=9)
-    return svg(draw, max(6.4, 0.42 * len(ranges) + 1), 3.6, label)
+
+    width = max(6.4, 0.42 * len(ranges) + 1)
+    return svg(draw, width, 3.6, label)
+
+
+def _range_bars(
+    axis: Axes, ranges: Mapping[str, Mapping[str, Range]], branch: str, colour: str, offset: float, width: float
+) -> None:
+    """The lines and bars of one branch in every layer that has it."""
+    places, found = [], []
+    for place, layer in enumerate(ranges.values()):
+        if branch in layer:
+            places.append(place + offset)
+            found.append(layer[branch])
+
+    axis.vlines(places, [one.low for one in found], [one.high for one in found], color=colour, linewidth=1)
+    heights = [one.p99 - one.p1 for one in found]
+    bottoms = [one.p1 for one in found]
+    axis.bar(places, heights, width, bottoms, color=colour, label=branch)
+
+
+def _colours_of_branches(ranges: Mapping[str, Mapping[str, Range]]) -> dict[str, str]:
+    """Of each branch in the order in which it appears; the fused convolution is last and green."""
+    branches: dict[str, None] = {}
+    for found in ranges.values():
+        branches |= dict.fromkeys(found)
+    branches.pop(FUSED, None)
+
+    colours = {}
+    for i, branch in enumerate(branches):
+        colours[branch] = BRANCH_COLOURS[i % len(BRANCH_COLOURS)]
+    colours[FUSED] = GREEN
+    return colours
+
+
+def _colour_of_form(name: str) -> str:
+    if 'branch' in name:
+        return GREY
+    return BLUE if 'training' in name else GREEN

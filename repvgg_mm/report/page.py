@@ -75,8 +75,9 @@ class Page:
 def render(page: Page) -> str:
     """Whatever is in `page` as text appears as text: names of files cannot become markup."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters['base64'] = lambda data: base64.b64encode(data).decode()
-    return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(page=page)
+    environment.filters['base64'] = _base64
+    template = environment.from_string(TEMPLATE.read_text(encoding='utf-8'))
+    return template.render(page=page)
 
 
 def write_page(path: str | PathLike, page: Page) -> None:
@@ -88,3 +89,7 @@ def write_page(path: str | PathLike, page: Page) -> None:
     content = render(page).encode('utf-8', 'backslashreplace')  # a file's name need not be text
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

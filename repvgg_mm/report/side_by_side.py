@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
+from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -23,13 +24,15 @@ from torch import Tensor, nn
 from ..block import branch_by_branch
 from ..errors import UserError, first_line
 from ..openmmlab.config import config_dicts
-from ..openmmlab.data import validation_set
+from ..openmmlab.data import palette_of, validation_set
+from ..openmmlab.model import is_detector, is_segmentor
 
 SCORE = 0.5          # boxes below are not drawn
 SHIFT = 1.0          # pixels by which two boxes may differ and count as the same
 UNLABELLED = 'not labelled'
 WIDTH = 3.4          # of a picture, inches at 130 dots
 ALARM = '#ff2fd0'    # colour of a difference
+ALARM_RGBA = (255, 47, 208, 255)
 
 # axis, image (H, W, 3), the sample, 'gt' or 'pred', a colour (3,) of uint8 a class
 Draw = Callable[[Axes, np.ndarray, BaseDataElement, str, np.ndarray], None]
@@ -60,22 +63,26 @@ class SideBySide(NamedTuple):
 def draw_mask(axis: Axes, image: np.ndarray, sample: BaseDataElement, kind: str, colours: np.ndarray) -> None:
     """Labels without a colour, such as 255 of pixels that are not labelled, are black."""
     labels = sample.get(f'{kind}_sem_seg').data[0].cpu().numpy()
-    axis.imshow(np.pad(colours, ((0, max(256 - len(colours), 0)), (0, 0)))[labels])
+    missing = max(256 - len(colours), 0)
+    table = np.pad(colours, ((0, missing), (0, 0)))
+    axis.imshow(table[labels])
 
 
 def draw_boxes(axis: Axes, image: np.ndarray, sample: BaseDataElement, kind: str, colours: np.ndarray) -> None:
     """Predicted boxes with their score in percent."""
     height, width = image.shape[:2]
     axis.imshow(image, extent=(0, width, height, 0))  # boxes count from the edge of the first pixel
+
     instances = _instances(sample, kind)
+    outline = [withStroke(linewidth=3.5, foreground='white')]
     for i, (box, label) in enumerate(zip(_boxes(instances), instances.labels)):
-        x1, y1, x2, y2 = box.tolist()
+        x1, y1, _, _ = box.tolist()
         colour = colours[label] / 255
-        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=2,
-                                 path_effects=[withStroke(linewidth=3.5, foreground='white')]))
+        axis.add_patch(_rectangle(box, edgecolor=colour, linewidth=2, path_effects=outline))
         if kind == 'pred':
-            axis.text(max(x1, 0), max(y1, 0), f'{100 * instances.scores[i]:.0f}', fontsize=7, color='white', va='top',
-                      bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
+            percent = f'{100 * instances.scores[i]:.0f}'
+            background = dict(facecolor=colour, edgecolor='none', pad=0.8)
+            axis.text(max(x1, 0), max(y1, 0), percent, fontsize=7, color='white', va='top', bbox=background)
 
 
 @torch.no_grad()
@@ -92,36 +99,46 @@ def side_by_side(cfg: Config, models: dict[str, nn.Module], count: int = 4) -> S
     dataset = validation_set(cfg)
     for model in models.values():
         _complete(model, cfg)
+
     first = next(iter(models.values()))
-    draw, compare = (draw_mask, _compare_masks) if hasattr(first, 'encode_decode') else (draw_boxes, _compare_boxes)
-    drawn = hasattr(first, 'encode_decode') or hasattr(first, 'bbox_head') or hasattr(first, 'roi_head')
+    drawn = is_segmentor(first) or is_detector(first)
+    colours = colours_of(dataset)
+
     comparisons, inputs = [], []
     for index in np.unique(np.linspace(0, len(dataset) - 1, count).astype(int)):
-        try:
-            sample = dataset[int(index)]
-        except Exception as error:  # as above
-            raise UserError(f'Image {index} of the validation set cannot be read ({first_line(error)}). Check its '
-                            'files.') from None
-        inputs.append(first.data_preprocessor(pseudo_collate([sample]), False)['inputs'])
+        sample = _read(dataset, int(index))
+        batch = first.data_preprocessor(pseudo_collate([sample]), False)
+        inputs.append(batch['inputs'])
         if drawn:
-            predictions = [_predict(model, sample) for model in models.values()]
-            comparisons.append(_comparison(sample, dict(zip(models, predictions)), draw, compare, colours_of(dataset)))
-    legend = [(name, f'rgb({r}, {g}, {b})') for name, (r, g, b) in
-              zip(dataset.metainfo.get('classes') or (), colours_of(dataset).tolist())] if drawn else []
-    if draw is draw_mask and legend:
+            predictions = {name: _predict(model, sample) for name, model in models.items()}
+            comparisons.append(_comparison(sample, predictions, is_segmentor(first), colours))
+
+    legend = _legend(dataset, colours) if drawn else []
+    if legend and is_segmentor(first):
         legend.append((UNLABELLED, 'black'))
     return SideBySide(comparisons, legend, inputs)
 
 
-def colours_of(dataset: object) -> np.ndarray:
+def colours_of(dataset: BaseDataset) -> np.ndarray:
     """RGB of each class (classes, 3) of uint8; made up where the data set has no palette."""
-    count = len(dataset.metainfo.get('classes') or ())
-    palette = dataset.metainfo.get('palette')
-    if palette is not None and len(palette) >= count:
-        return np.array(palette, dtype=np.uint8)
-    hues = np.arange(count) * 0.618 % 1 * 180
-    hsv = np.stack([hues, np.full(count, 190), np.full(count, 230)], 1).astype(np.uint8)
-    return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0] if count else np.zeros((0, 3), np.uint8)
+    classes = dataset.metainfo.get('classes') or ()
+    colours = palette_of(classes, dataset.metainfo.get('palette'))
+    return np.array(colours, dtype=np.uint8).reshape(-1, 3)
+
+
+def _legend(dataset: BaseDataset, colours: np.ndarray) -> list[tuple[str, str]]:
+    legend = []
+    for name, (red, green, blue) in zip(dataset.metainfo.get('classes') or (), colours.tolist()):
+        legend.append((name, f'rgb({red}, {green}, {blue})'))
+    return legend
+
+
+def _read(dataset: BaseDataset, index: int) -> dict:
+    try:
+        return dataset[index]
+    except Exception as error:  # a data set is a program, and what a damaged one raises is up to it
+        raise UserError(
+            f'Image {index} of the validation set cannot be read ({first_line(error)}). Check its files.') from None
 
 
 def _predict(model: nn.Module, sample: dict) -> BaseDataElement:
@@ -129,63 +146,99 @@ def _predict(model: nn.Module, sample: dict) -> BaseDataElement:
         return model.test_step(pseudo_collate([sample]))[0]
 
 
-def _comparison(sample: dict, predictions: dict[str, BaseDataElement], draw: Draw, compare: Callable,
-                colours: np.ndarray) -> Comparison:
-    image = _photograph(sample['inputs'])
-    truth = sample['data_samples']
-    if draw is draw_boxes:
+def _comparison(
+    sample: dict, predictions: dict[str, BaseDataElement], masks: bool, colours: np.ndarray
+) -> Comparison:
+    """The pictures of one image: itself, the truth, every prediction, and where the predictions differ."""
+    image, truth = _photograph(sample['inputs']), sample['data_samples']
+    if masks:
+        draw, compare, annotation = draw_mask, _compare_masks, 'gt_sem_seg'
+    else:
+        draw, compare, annotation = draw_boxes, _compare_boxes, 'gt_instances'
         image = _original_size(image, truth)  # that of the predicted boxes
-    mask = draw is draw_mask
+
     pictures = [_picture('image', lambda axis: axis.imshow(image), image)]
-    if f'gt_{"sem_seg" if mask else "instances"}' in truth:
-        pictures.append(_picture('ground truth', lambda axis: draw(axis, image, truth, 'gt', colours), image, mask))
+    if annotation in truth:
+        show = partial(draw, image=image, sample=truth, kind='gt', colours=colours)
+        pictures.append(_picture('ground truth', show, image, masks))
     for title, prediction in predictions.items():
-        pictures.append(_picture(
-            title, lambda axis, seen=prediction: draw(axis, image, seen, 'pred', colours), image, mask))
-    differing, total, words, mark = compare(*predictions.values())
+        show = partial(draw, image=image, sample=prediction, kind='pred', colours=colours)
+        pictures.append(_picture(title, show, image, masks))
+
+    difference = compare(*predictions.values())
 
     def draw_difference(axis: Axes) -> None:
         height, width = image.shape[:2]
+        extent = (0, width, height, 0)
         grey = image.mean(2, keepdims=True).repeat(3, 2) * 0.45 + 80
-        axis.imshow(grey.astype(np.uint8), extent=(0, width, height, 0))
-        mark(axis, (0, width, height, 0))
+        axis.imshow(grey.astype(np.uint8), extent=extent)
+        difference.mark(axis, extent)
 
     pictures.append(_picture('where they differ', draw_difference, image))
-    return Comparison(Path(truth.get('img_path', '')).name, pictures, differing, total, words)
+    name = Path(truth.get('img_path', '')).name
+    return Comparison(name, pictures, difference.count, difference.total, difference.words)
 
 
-def _compare_masks(first: BaseDataElement, second: BaseDataElement) -> tuple[int, int, str, Callable]:
+class Difference(NamedTuple):
+    """How many pixels or boxes of `total` differ, in words, and a function that marks them on an axis."""
+
+    count: int
+    total: int
+    words: str
+    mark: Callable[[Axes, Sequence[float]], None]
+
+
+def _compare_masks(first: BaseDataElement, second: BaseDataElement) -> Difference:
     different = (first.pred_sem_seg.data[0] != second.pred_sem_seg.data[0]).cpu().numpy()
     count, total = int(different.sum()), different.size
 
     def mark(axis: Axes, extent: Sequence[float]) -> None:
+        wider = cv2.dilate(different.astype(np.uint8), np.ones((3, 3)))  # a single pixel would not be seen
         rgba = np.zeros((*different.shape, 4), np.uint8)
-        rgba[cv2.dilate(different.astype(np.uint8), np.ones((3, 3))) > 0] = (255, 47, 208, 255)
+        rgba[wider > 0] = ALARM_RGBA
         axis.imshow(rgba, extent=extent)
-    return count, total, f'{count:,} of {total:,} pixels differ', mark
+
+    return Difference(count, total, f'{count:,} of {total:,} pixels differ', mark)
 
 
-def _compare_boxes(first: BaseDataElement, second: BaseDataElement) -> tuple[int, int, str, Callable]:
+def _compare_boxes(first: BaseDataElement, second: BaseDataElement) -> Difference:
     """Boxes without one of the same class in the other prediction whose edges are all within SHIFT."""
-    instances = [_instances(sample, 'pred') for sample in (first, second)]
-    boxes = [_boxes(part) for part in instances]
-    shift = (boxes[0][:, None] - boxes[1]).abs().amax(-1)                        # boxes of one, of the other
-    shift = shift.where(instances[0].labels[:, None] == instances[1].labels, torch.inf)
-    nearest = [shift.amin(axis) if shift.numel() else torch.full((len(part),), torch.inf)
-               for axis, part in zip((1, 0), boxes)]
-    alone = torch.cat([part[distance > SHIFT] for part, distance in zip(boxes, nearest)])
-    total = max(map(len, boxes))
+    ours, others = _instances(first, 'pred'), _instances(second, 'pred')
+    our_boxes, other_boxes = _boxes(ours), _boxes(others)
+
+    shift = (our_boxes[:, None] - other_boxes).abs().amax(-1)                    # boxes of one, of the other
+    same_class = ours.labels[:, None] == others.labels
+    shift = shift.where(same_class, torch.inf)
+    nearest = _nearest(shift, 1, our_boxes)
+    alone = torch.cat([our_boxes[nearest > SHIFT], other_boxes[_nearest(shift, 0, other_boxes) > SHIFT]])
+
+    total = max(len(our_boxes), len(other_boxes))
     words = f'{len(alone)} of {total} boxes without a counterpart'
-    paired = nearest[0] <= SHIFT
+    paired = nearest <= SHIFT
     if paired.any():
-        scores = instances[0].scores[paired] - instances[1].scores[shift.argmin(1)[paired]]
-        words += (f', edges within {nearest[0][paired].max():.1g} pixels, '
-                  f'scores within {100 * scores.abs().max():.1g} percent points')
+        partners = shift.argmin(1)[paired]
+        scores = (ours.scores[paired] - others.scores[partners]).abs()
+        words += (
+            f', edges within {nearest[paired].max():.1g} pixels, '
+            f'scores within {100 * scores.max():.1g} percent points')
 
     def mark(axis: Axes, extent: Sequence[float]) -> None:
-        for x1, y1, x2, y2 in alone.tolist():
-            axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=ALARM, linewidth=2.5))
-    return len(alone), total, words, mark
+        for box in alone:
+            axis.add_patch(_rectangle(box, edgecolor=ALARM, linewidth=2.5))
+
+    return Difference(len(alone), total, words, mark)
+
+
+def _nearest(shift: Tensor, axis: int, boxes: Tensor) -> Tensor:
+    """The least shift of each of `boxes`; infinite where there is nothing on the other side."""
+    if not shift.numel():
+        return torch.full((len(boxes),), torch.inf)
+    return shift.amin(axis)
+
+
+def _rectangle(box: Tensor, **options: object) -> Rectangle:
+    x1, y1, x2, y2 = box.tolist()
+    return Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **options)
 
 
 def _picture(title: str, draw: Callable[[Axes], object], image: np.ndarray, mask: bool = False) -> Picture:
@@ -196,10 +249,13 @@ def _picture(title: str, draw: Callable[[Axes], object], image: np.ndarray, mask
     axis.axis('off')
     draw(axis)
     axis.set_aspect('auto')
+
     data = io.BytesIO()
-    options = dict(format='png') if mask else dict(format='jpg', pil_kwargs=dict(quality=82))
-    figure.savefig(data, dpi=130, **options)
-    return Picture(title, 'image/png' if mask else 'image/jpeg', data.getvalue())
+    if mask:
+        figure.savefig(data, dpi=130, format='png')
+        return Picture(title, 'image/png', data.getvalue())
+    figure.savefig(data, dpi=130, format='jpg', pil_kwargs=dict(quality=82))
+    return Picture(title, 'image/jpeg', data.getvalue())
 
 
 def _complete(model: nn.Module, cfg: Config) -> None:
@@ -211,8 +267,9 @@ def _complete(model: nn.Module, cfg: Config) -> None:
 
 def _photograph(inputs: Tensor) -> np.ndarray:
     """BGR (C, H, W) to RGB (H, W, 3); of other than three channels the first one in grey."""
-    channels = inputs.numpy()[[2, 1, 0] if len(inputs) == 3 else [0, 0, 0]]
-    return channels.transpose(1, 2, 0).clip(0, 255).astype(np.uint8)
+    order = [2, 1, 0] if len(inputs) == 3 else [0, 0, 0]
+    rgb = inputs.numpy()[order].transpose(1, 2, 0)
+    return rgb.clip(0, 255).astype(np.uint8)
 
 
 def _original_size(image: np.ndarray, truth: BaseDataElement) -> np.ndarray:
@@ -222,7 +279,9 @@ def _original_size(image: np.ndarray, truth: BaseDataElement) -> np.ndarray:
 
 def _instances(sample: BaseDataElement, kind: str) -> BaseDataElement:
     instances = sample.get(f'{kind}_instances').cpu()
-    return instances[instances.scores >= SCORE] if kind == 'pred' else instances
+    if kind == 'pred':
+        return instances[instances.scores >= SCORE]
+    return instances
 
 
 def _boxes(instances: BaseDataElement) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ranges per layer against the same numbers taken by hand, with numpy and torch.nn.functional."""
+"""Ranges of each block against the same numbers taken by hand, with numpy and torch.nn.functional."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from repvgg_mm import Branch, Parts, fusible, whole_model_convert
-from repvgg_mm.report.ranges import FUSED, SAMPLE, kernel_share, layer_ranges, named_branches, range_of
+from repvgg_mm.convert.blocks import named_branches
+from repvgg_mm.report.ranges import FUSED, SAMPLE, block_ranges, kernel_share, labelled, range_of
 
 
 def by_hand(*tensors: torch.Tensor) -> tuple[float, ...]:
@@ -51,21 +52,21 @@ def test_half_precision_is_ranged_in_float32():
 
 def test_weights_of_every_branch_and_of_the_fused_kernel(forms):
     trained, deploy = forms
-    layers = {layer.name: layer for layer in layer_ranges(trained, deploy)}
-    assert len(layers) == 9 and all(not layer.activations for layer in layers.values())
-    block, layer = trained.stage_3[1], layers['stage_3.1']
-    assert list(layer.weights) == ['3x3', '1x1', 'identity', FUSED]
-    assert list(layers['stem'].weights) == ['3x3', '1x1', FUSED]
+    ranges = {block.name: block for block in block_ranges(trained, deploy)}
+    assert len(ranges) == 9 and all(not block.activations for block in ranges.values())
+    block, found = trained.stage_3[1], ranges['stage_3.1']
+    assert list(found.weights) == ['3x3', '1x1', 'identity', FUSED]
+    assert list(ranges['stem'].weights) == ['3x3', '1x1', FUSED]
     for label, branch in (('3x3', block.branch_3x3), ('1x1', block.branch_1x1)):
         share = branch.conv.weight.detach().numpy() * norm_by_hand(branch.norm)[0][:, None, None, None]
-        assert layer.weights[label] == pytest.approx(by_hand(torch.from_numpy(share)), rel=1e-10)
+        assert found.weights[label] == pytest.approx(by_hand(torch.from_numpy(share)), rel=1e-10)
     identity = torch.from_numpy(norm_by_hand(block.branch_norm)[0])
-    assert layer.weights['identity'] == pytest.approx(by_hand(identity), rel=1e-10)
+    assert found.weights['identity'] == pytest.approx(by_hand(identity), rel=1e-10)
     kernel = deploy.stage_3[1].branch_reparam.weight
-    assert layer.weights[FUSED] == pytest.approx(by_hand(kernel), rel=1e-10)
+    assert found.weights[FUSED] == pytest.approx(by_hand(kernel), rel=1e-10)
     channels = np.abs(kernel.detach().numpy()).reshape(len(kernel), -1).max(1)
     middle = np.sort(channels)[(len(channels) - 1) // 2]
-    assert layer.imbalance == pytest.approx(channels.max() / middle, rel=1e-10)
+    assert found.imbalance == pytest.approx(channels.max() / middle, rel=1e-10)
 
 
 def test_shares_add_up_to_the_fused_kernel(forms):
@@ -73,7 +74,7 @@ def test_shares_add_up_to_the_fused_kernel(forms):
     for name, branches in named_branches(trained):
         kernel = deploy.get_submodule(name).branch_reparam.weight
         total = torch.zeros_like(kernel)
-        for branch in branches.values():
+        for branch in branches:
             share = kernel_share(branch)
             if branch.conv is None:
                 total[range(len(share)), range(len(share)), 1, 1] += share
@@ -85,7 +86,7 @@ def test_shares_add_up_to_the_fused_kernel(forms):
 def test_activations_over_all_inputs(forms):
     trained, deploy = forms
     inputs = [image(1, 3, 48, 64, seed=3), image(2, 3, 33, 47, seed=4)]
-    layer = next(layer for layer in layer_ranges(trained, deploy, inputs) if layer.name == 'stage_2.1')
+    found = next(block for block in block_ranges(trained, deploy, inputs) if block.name == 'stage_2.1')
     block, seen = trained.stage_2[1], []
     with block.register_forward_pre_hook(lambda _module, args: seen.append(args[0])), torch.no_grad():
         for batch in inputs:
@@ -100,9 +101,9 @@ def test_activations_over_all_inputs(forms):
         '1x1': [normalised(F.conv2d(x, block.branch_1x1.conv.weight), block.branch_1x1.norm) for x in seen],
         'identity': [normalised(x, block.branch_norm) for x in seen]}
     parts[FUSED] = [sum(batch) for batch in zip(*parts.values())]
-    assert list(layer.activations) == list(parts)
+    assert list(found.activations) == list(parts)
     for label, tensors in parts.items():
-        assert layer.activations[label] == pytest.approx(by_hand(*tensors), rel=1e-10), label
+        assert found.activations[label] == pytest.approx(by_hand(*tensors), rel=1e-10), label
 
 
 class Weighted(nn.Module):
@@ -128,25 +129,34 @@ def test_a_registered_block_with_a_factor():
     torch.manual_seed(0)
     trained = randomise_norms(nn.Sequential(Weighted())).double().eval()
     deploy, x = whole_model_convert(trained), image(2, 4, 9, 9)
-    layer, = layer_ranges(trained, deploy, [x])
-    assert (layer.name, list(layer.weights)) == ('0', ['3x3', '3x3 (2)', 'identity', FUSED])
+    found, = block_ranges(trained, deploy, [x])
+    assert (found.name, list(found.weights)) == ('0', ['3x3', '3x3 (2)', 'identity', FUSED])
     block = trained[0]
     share = 0.5 * block.conv2.weight.detach().numpy() * norm_by_hand(block.norm2)[0][:, None, None, None]
-    assert layer.weights['3x3 (2)'] == pytest.approx(by_hand(torch.from_numpy(share)), rel=1e-10)
-    assert layer.activations['3x3 (2)'] == pytest.approx(by_hand(0.5 * block.norm2(block.conv2(x))), rel=1e-10)
-    assert layer.activations[FUSED] == pytest.approx(by_hand(deploy[0].branch_reparam(x)), rel=1e-10)
+    assert found.weights['3x3 (2)'] == pytest.approx(by_hand(torch.from_numpy(share)), rel=1e-10)
+    assert found.activations['3x3 (2)'] == pytest.approx(by_hand(0.5 * block.norm2(block.conv2(x))), rel=1e-10)
+    assert found.activations[FUSED] == pytest.approx(by_hand(deploy[0].branch_reparam(x)), rel=1e-10)
+
+
+def test_branches_of_one_kind_are_numbered():
+    sizes = [nn.Conv2d(2, 2, size) for size in (3, 1, 3)]
+    branches = [Branch(conv, nn.BatchNorm2d(2)) for conv in sizes]
+    identities = [Branch(None, nn.BatchNorm2d(2)) for _ in range(2)]
+    labels = labelled([branches[0], identities[0], *branches[1:], identities[1]])
+    assert list(labels) == ['3x3', 'identity', '1x1', '3x3 (2)', 'identity (2)']
+    assert labels['3x3 (2)'] is branches[2] and labels['identity (2)'] is identities[1]
 
 
 def test_models_are_left_as_they_were(forms):
     trained, deploy = forms
     trained.train()
     state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    layer_ranges(trained, deploy, [image()])
+    block_ranges(trained, deploy, [image()])
     assert trained.training and all(torch.equal(tensor, state[name]) for name, tensor in trained.state_dict().items())
     assert not any(module._forward_hooks for model in forms for module in model.modules())
     assert trained.stem.fuse_on_the_fly
     trained.eval()
 
 
-def test_a_model_in_deploy_form_has_no_layers(forms):
-    assert layer_ranges(forms[1], forms[1], [image()]) == []
+def test_a_model_in_deploy_form_has_no_ranges(forms):
+    assert block_ranges(forms[1], forms[1], [image()]) == []

@@ -1,0 +1,47 @@
+"""Convert a trained whole model: prove it, write checkpoint and config."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..deploy.checkpoint import Checkpoint
+from ..deploy.conversion import convert_checkpoint, write_deploy
+from ..deploy.costs import costs_table, measure_costs
+from ..files.atomic import check_output_file, check_output_folder
+from .flags import add_checkpoint, add_report, load_config, parser_with_config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_with_config('Fuse every RepVGG block of a trained model, prove it, write checkpoint and config.')
+    add_checkpoint(parser)
+    parser.add_argument('--out', required=True, help='folder for deploy.pth and deploy.py')
+    parser.add_argument('--format', choices=['pth', 'safetensors'], default='pth', help='of the weights')
+    parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
+    parser.add_argument(
+        '--shape', type=int, nargs=2, metavar=('H', 'W'),
+        help='size of the input on which both forms are compared; from the config by default')
+    add_report(parser)
+    args = parser.parse_args(argv)
+
+    out = Path(args.out)
+    check_output_folder(out, args.overwrite)
+    check_output_file('--report', args.report, '.html', '.htm')
+
+    cfg = load_config(args)
+    checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
+    conversion = convert_checkpoint(cfg, checkpoint, args.shape)
+    costs = measure_costs(conversion)
+    print(costs_table(conversion, costs))
+
+    weights = write_deploy(conversion, out, args.format)
+    config = out / 'deploy.py'
+    command = shlex.join(['python', 'tools/test.py', str(config), str(weights)])
+    print(f'Wrote {weights} and {config}. Next:\n  {command}')
+
+    if args.report:
+        from ..report.conversion_page import conversion_page
+        from ..report.page import write_page
+        write_page(args.report, conversion_page(conversion, costs, cfg, Path(args.config).name))
+        print(f'Report: {args.report}')

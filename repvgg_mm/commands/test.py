@@ -1,0 +1,90 @@
+"""Evaluate a checkpoint or an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.config import Config
+
+from ..engine.description import is_engine
+from ..engine.evaluate import evaluate, open_weights
+from ..errors import UserError
+from ..openmmlab.data import complete_test_set
+from .flags import add_checkpoint, add_launch, load_config, parser_with_config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = parser_with_config('Evaluate a segmentor, detector or classifier on its test set.')
+    add_checkpoint(parser, engine=True)
+    add_launch(parser)
+    parser.add_argument('--out', help='folder (masks of a segmentor) or .pkl file for the predictions')
+    parser.add_argument('--show', action='store_true', help='show predictions on the screen')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    args = parser.parse_args(argv)
+
+    cfg = load_config(args)
+    complete_test_set(cfg)
+    if args.show or args.show_dir:
+        draw_predictions(cfg, args.show_dir, show=args.show, wait_time=args.wait_time)
+    if args.out:
+        save_predictions(cfg, args.out)
+    if args.tta:
+        if is_engine(args.checkpoint):
+            raise UserError(
+                '--tta predicts images of several sizes, flipped too, with a model, and '
+                f'{args.checkpoint} is an engine. Give the checkpoint, or leave --tta out.')
+        use_test_time_augmentation(cfg)
+
+    weights = open_weights(args.checkpoint, trust=args.trust_checkpoint)
+    evaluate(cfg, weights)
+
+
+def draw_predictions(cfg: Config, folder: str | None, *, show: bool, wait_time: float) -> None:
+    """Let the config's visualization hook draw every prediction; UserError if it has none."""
+    if 'visualization' not in cfg.get('default_hooks', {}):
+        raise UserError(
+            'Pictures are drawn by the visualization hook, which this config does not have. '
+            "Add default_hooks=dict(visualization=dict(type='SegVisualizationHook')).")
+
+    switch = 'enable' if cfg.get('default_scope') == 'mmpretrain' else 'draw'
+    settings = {switch: True, 'interval': 1, 'show': show, 'wait_time': wait_time}
+    cfg.default_hooks.visualization.update(settings)
+    if folder:
+        cfg.visualizer.save_dir = folder
+
+
+def save_predictions(cfg: Config, out: str) -> None:
+    """Let the evaluators write what is predicted: a .pkl of everything, or the masks of IoUMetric in a folder.
+
+    Raises:
+        UserError: a folder was asked for and the config evaluates something else than masks.
+    """
+    evaluators = cfg.test_evaluator
+    if not isinstance(evaluators, (list, tuple)):
+        evaluators = [evaluators]
+    kinds = [evaluator.type for evaluator in evaluators]
+
+    if out.endswith('.pkl'):
+        dump = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'mmengine.DumpResults'
+        cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
+    elif kinds == ['IoUMetric']:
+        evaluators[0].update(output_dir=out, keep_results=True)
+    else:
+        raise UserError(
+            'A folder receives the masks of IoUMetric, and this config evaluates with '
+            f'{", ".join(kinds)}. Give --out a name in .pkl.')
+
+
+def use_test_time_augmentation(cfg: Config) -> None:
+    """Test the config's `tta_model` on its `tta_pipeline`; UserError if it lacks one."""
+    missing = [key for key in ('tta_pipeline', 'tta_model') if key not in cfg]
+    if missing:
+        raise UserError(
+            '--tta needs tta_model and tta_pipeline in the config, and this one lacks '
+            f'{" and ".join(missing)}. Add them or test without --tta.')
+
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.tta_model.module = cfg.model
+    cfg.model = cfg.tta_model

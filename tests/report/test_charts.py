@@ -1,0 +1,77 @@
+"""Charts: they read on light and dark pages, name themselves, and their bars are the figures."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from markupsafe import Markup
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from repvgg_mm.convert.measure import Latency
+from repvgg_mm.report.charts import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    error_chart,
+    latency_bars,
+    latency_chart,
+    range_chart,
+    svg,
+)
+from repvgg_mm.report.ranges import FUSED, Range
+
+
+def test_charts_read_on_light_and_dark_and_name_themselves():
+    chart = latency_chart({'training form': Latency(3, 2, 4), 'deploy': Latency(1.26, 1, 2)}, 'Latency "of" both')
+    assert 'fill: currentColor' in chart and '1.3 ms' in chart and 'aria-label="Latency &quot;of&quot; both"' in chart
+    assert '#000000' not in chart and '#ffffff' not in chart
+    chart = error_chart({'a': 0.0, 'b': 2e-7}, 1e-5, 'Errors')
+    assert 'equal' in chart and '2.0e-07' in chart and 'at most 1e-05' in chart
+
+
+def test_several_charts_share_a_page():
+    charts = [svg(lambda figure: figure.subplots().plot([1, 2]), 2, 2, label) for label in ('one chart', 'another')]
+    ids = [set(re.findall(r'\bid="([^"]+)"', chart)) for chart in charts]
+    assert all(ids) and not ids[0] & ids[1]
+    for chart, known in zip(charts, ids):
+        assert set(re.findall(r'(?:="#|url\(#)([^")]+)', chart)) <= known
+    assert all(isinstance(chart, Markup) for chart in charts)
+
+
+def test_text_in_charts_is_text():
+    chart = latency_chart({'<b>$x^2$': Latency(3, 2, 4)}, 'a "<b>" chart')
+    assert '&lt;b&gt;$x^2$' in chart and '<b>' not in chart
+
+
+def test_a_bar_is_the_median_and_its_line_reaches_the_quartiles():
+    axis = Figure().subplots()
+    latency_bars(axis, {'a': Latency(4, 3, 6), 'b': Latency(2, 1.5, 2.25)}, ['red', 'blue'], digits=2)
+    assert [bar.get_width() for bar in axis.patches] == [4, 2]
+    assert [bar.get_facecolor()[:3] for bar in axis.patches] == [(1, 0, 0), (0, 0, 1)]
+    lines, = axis.collections
+    assert [line[:, 0].tolist() for line in lines.get_segments()] == [[3, 6], [1.5, 2.25]]
+    assert [text.get_text() for text in axis.texts] == ['4.00 ms', '2.00 ms']
+    assert axis.get_xlim() == (0, pytest.approx(1.35 * 6)) and axis.yaxis_inverted()
+
+
+def test_forms_have_their_colours():
+    latencies = {'training form,\nbranch by branch': Latency(3, 2, 4), 'training form': Latency(2, 1, 3),
+                 'deploy form': Latency(1, 1, 1)}
+    chart = latency_chart(latencies, 'forms')
+    places = [chart.index(colour) for colour in (GREY, BLUE, GREEN)]
+    assert places == sorted(places)
+
+
+def test_ranges_have_a_colour_a_branch_and_green_for_the_fused_convolution():
+    whole = Range(-4, -1, 1, 4)
+    ranges = {'stem': {'3x3': whole, '1x1': whole, FUSED: whole},
+              'stage_1.0': {'3x3': whole, '1x1': whole, 'identity': whole, FUSED: whole}}
+    chart = range_chart(ranges, 'ranges')
+    words = re.findall(r'>([^<>\n]+)</text>', chart)
+    legend = [word for word in words if word in ('3x3', '1x1', 'identity', FUSED)]
+    assert legend == ['3x3', '1x1', 'identity', FUSED] and {'stem', 'stage_1.0'} <= set(words)
+    counts = {colour: chart.count(f'fill: {to_hex(colour)}') for colour in (BLUE, ORANGE, GREEN)}
+    assert counts == {BLUE: 3, ORANGE: 3, GREEN: 3}  # a bar in each of two blocks, and the legend
