@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -11,15 +13,27 @@ from mmengine.registry import DATASETS
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from ..convert.measure import count_parameters, form_latency
-from ..convert.weights import load_strictly
-from ..files.checkpoint import read_checkpoint
-from ..openmmlab.model import build_model
+from ..convert.measure import Latency, count_parameters, form_latency
+from ..deploy.checkpoint import Checkpoint, load_model
+from ..deploy.costs import latency_rows, size_rows, table_of_forms
 from ..report.side_by_side import draw_boxes, draw_mask
 from .pictures import draw_latency, draw_predictions, draw_training
 
-METRICS = {'segmentor': ('mIoU', 'mIoU', 1), 'detector': ('bbox mAP', 'coco/bbox_mAP', 100)}  # title, key, to percent
 DRAW = {'segmentor': draw_mask, 'detector': draw_boxes}
+
+
+class Metric(NamedTuple):
+    """What a task is judged by: its name in the table, its name in a log, and what makes it percent."""
+
+    title: str
+    key: str
+    to_percent: float
+
+
+METRICS = {
+    'segmentor': Metric('mIoU', 'mIoU', 1),
+    'detector': Metric('bbox mAP', 'coco/bbox_mAP', 100),
+}
 
 
 def summarise(configs: dict[str, str], folder: Path) -> str:
@@ -29,35 +43,50 @@ def summarise(configs: dict[str, str], folder: Path) -> str:
     (deploy.py, deploy.pth) and test_deploy_form.
     """
     rows, latencies = [], {}
-    for task, path in configs.items():
+    for task, config in configs.items():
         results = folder / task
-        cfg, deploy_cfg = Config.fromfile(path), Config.fromfile(results / 'deploy' / 'deploy.py')
-        models = {'training form': _load(cfg, find_latest_checkpoint(str(results / 'train'))),
-                  'deploy form': _load(deploy_cfg, results / 'deploy' / 'deploy.pth')}
+        cfg = Config.fromfile(config)
+        models = _both_forms(cfg, results)
+
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
         draw_predictions(models, dataset, DRAW[task], folder / f'{task}_predictions.png')
-        latency = form_latency(*models.values(), torch.randn(1, *dataset[0]['inputs'].shape), rounds=30)
-        latencies[task] = latency
-        title, key, to_percent = METRICS[task]
-        metrics = [_metric(results / name, key) * to_percent for name in ('test_training_form', 'test_deploy_form')]
-        rows += [
-            (f'{task}: {title}', *(f'{metric:.2f}' for metric in metrics)),
-            ('  latency, branch by branch (ms)', f'{latency["branches"].median_ms:.1f}', ''),
-            ('  latency (ms)', *(f'{latency[form].median_ms:.1f}' for form in ('training', 'deploy'))),
-            ('  parameters (million)', *(f'{count_parameters(model) / 1e6:.2f}' for model in models.values()))]
+
+        image = torch.randn(1, *dataset[0]['inputs'].shape)
+        latencies[task] = form_latency(*models.values(), image, rounds=30)
+        rows += _rows(task, results, models, latencies[task])
+
     draw_training({task: folder / task / 'train' for task in configs}, folder / 'training.png')
     draw_latency(latencies, folder / 'latency.png')
-    lines = [f'\n| {"":<32} | {"training form":>14} | {"deploy form":>14} |', f'|{"-" * 34}|{"-" * 15}:|{"-" * 15}:|']
-    lines += [f'| {name:<32} | {before:>14} | {after:>14} |' for name, before, after in rows]
-    return '\n'.join([*lines, f'Pictures: {", ".join(str(path) for path in sorted(folder.glob("*.png")))}'])
+    pictures = [str(path) for path in sorted(folder.glob('*.png'))]
+    return f'\n{table_of_forms(rows)}\nPictures: {", ".join(pictures)}'
 
 
-def _load(cfg: Config, checkpoint: str | Path) -> nn.Module:
-    model = build_model(cfg)
-    load_strictly(model, read_checkpoint(checkpoint), str(checkpoint))
-    return model.eval()
+def _both_forms(cfg: Config, results: Path) -> dict[str, nn.Module]:
+    """The trained model and the converted one, from what the tools wrote."""
+    trained = Checkpoint.read(find_latest_checkpoint(str(results / 'train')))
+    converted = Checkpoint.read(results / 'deploy' / 'deploy.pth')
+    deploy_cfg = Config.fromfile(results / 'deploy' / 'deploy.py')
+    return {'training form': load_model(cfg, trained), 'deploy form': load_model(deploy_cfg, converted)}
+
+
+def _rows(
+    task: str, results: Path, models: Mapping[str, nn.Module], latency: Mapping[str, Latency]
+) -> list[tuple[str, str, str]]:
+    """Of one task: its metric in both forms, then what both forms cost."""
+    metric = METRICS[task]
+    reached = []
+    for name in ('test_training_form', 'test_deploy_form'):
+        value = _metric(results / name, metric.key) * metric.to_percent
+        reached.append(f'{value:.2f}')
+
+    rows = [(f'{task}: {metric.title}', *reached)]
+    trained, deploy = (count_parameters(model) for model in models.values())
+    for row in latency_rows(latency) + size_rows((trained, deploy)):
+        rows.append((f'  {row.name}', *row.texts))
+    return rows
 
 
 def _metric(work_dir: Path, name: str) -> float:
     """The value in the log of tools/test.py; nan if a detector found nothing, which CocoMetric does not count."""
-    return json.loads(sorted(work_dir.glob('*/*.json'))[-1].read_text()).get(name, float('nan'))
+    logs = sorted(work_dir.glob('*/*.json'))
+    return json.loads(logs[-1].read_text()).get(name, float('nan'))
