@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..deploy.conversion import convert_checkpoint, write_deploy
 from ..deploy.costs import costs_table, measure_costs
 from ..files.atomic import check_output_file, check_output_folder
 from .flags import add_checkpoint, add_report, load_config, parser_with_config
+from .screen import Screen, open_screen
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='size of the input on which both forms are compared; from the config by default')
     add_report(parser)
     args = parser.parse_args(argv)
+    with open_screen(args.verbose) as screen:
+        convert(args, screen)
 
+
+def convert(args: argparse.Namespace, screen: Screen) -> None:
+    """Read, convert, prove, measure, write; in this order, so that nothing is written that was not proven."""
     out = Path(args.out)
     check_output_folder(out, args.overwrite)
     check_output_file('--report', args.report, '.html', '.htm')
@@ -33,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
     conversion = convert_checkpoint(cfg, checkpoint, args.shape)
     costs = measure_costs(conversion)
-    print(costs_table(conversion, costs))
+    screen.say(costs_table(conversion, costs))
 
     weights = write_deploy(conversion, out, args.format)
     config = out / 'deploy.py'
     command = shlex.join(['python', 'tools/test.py', str(config), str(weights)])
-    print(f'Wrote {weights} and {config}. Next:\n  {command}')
+    screen.say(f'Wrote {weights} and {config}. Next:\n  {command}')
 
     if args.report:
         from ..report.conversion_page import conversion_page
         from ..report.page import write_page
         write_page(args.report, conversion_page(conversion, costs, cfg, Path(args.config).name))
-        print(f'Report: {args.report}')
+        screen.say(f'Report: {args.report}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..export.quantise import describe_attempt
 from ..export.target import ENGINES, PRECISIONS, Target
 from ..files.atomic import check_output_file
 from .flags import add_checkpoint, add_report, load_config, parser_with_config
+from .screen import Screen, open_screen
 
 DESCRIPTION = 'Fuse a trained model, export it as an ONNX or OpenVINO engine, and prove that it computes the same.'
 
@@ -43,51 +45,56 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
     add_report(parser)
     args = parser.parse_args(argv)
+    with open_screen(args.verbose) as screen:
+        export_engine(args, screen)
 
+
+def export_engine(args: argparse.Namespace, screen: Screen) -> None:
+    """Read the checkpoint once, export, tell what was found, write the page."""
     check_output_file('--report', args.report, '.html', '.htm')
     target = Target(
         args.engine, args.precision, args.shape, args.dynamic, args.argmax, args.preprocess,
         args.calib_images, args.max_drop)
 
-    progress = _timed_progress()
+    progress = _timed_progress(screen)
     cfg = load_config(args)
     checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
     exported = export(cfg, checkpoint, args.out, target, overwrite=args.overwrite, progress=progress)
 
-    tell(exported.description, exported.path)
+    tell(exported.description, exported.path, screen)
     if args.report:
         from ..report.export_page import export_page
         from ..report.page import write_page
         write_page(args.report, export_page(exported, cfg, Path(args.config).name))
-        print(f'Report: {args.report}')
+        screen.say(f'Report: {args.report}')
 
 
-def tell(description: Description, path: Path) -> None:
+def tell(description: Description, path: Path, screen: Screen) -> None:
     """What was found and written, and what to do next."""
     found = description.quantisation
     before = '' if found is None else 'before quantising '
     for comparison in description.compared:
         errors = ', '.join(f'{name} {error:.1e}' for name, error in comparison.errors.items())
         size = 'x'.join(map(str, comparison.shape))
-        print(f'Relative error {before}on {size}: {errors} (at most {description.tolerance:g})')
+        screen.say(f'Relative error {before}on {size}: {errors} (at most {description.tolerance:g})')
 
     if found is not None:
         last = found.tried[-1]
         how = describe_attempt(last.equalised, last.float32)
-        print(f'{found.metric} on validation: {found.float32:.2f} in float32, {found.int8:.2f} in int8{how}.')
+        screen.say(f'{found.metric} on validation: {found.float32:.2f} in float32, {found.int8:.2f} in int8{how}.')
     if description.task == 'detection':
-        print('Non-maximum suppression is not in the engine: repvgg_mm.engine.detect does it in numpy.')
+        screen.say('Non-maximum suppression is not in the engine: repvgg_mm.engine.detect does it in numpy.')
 
-    print(f'Wrote {path} and {path.with_suffix(".json").name}.')
+    screen.say(f'Wrote {path} and {path.with_suffix(".json").name}.')
     if description.engine == 'onnx':
-        print(f'TensorRT, on a machine with a GPU (not run here):\n{trtexec(description, str(path))}')
+        screen.say(f'TensorRT, on a machine with a GPU (not run here):\n{trtexec(description, str(path))}')
 
 
-def _timed_progress() -> Callable[[str], None]:
-    """Prints a step with the seconds since now."""
+def _timed_progress(screen: Screen) -> Callable[[str], None]:
+    """Says a step with the seconds since now."""
     start = time.perf_counter()
 
     def progress(step: str) -> None:
         seconds = time.perf_counter() - start
-        print(f'[{seconds:5.1f} s] {step}', flush=True)
+        screen.say(f'[{seconds:5.1f} s] {step}')
     return progress

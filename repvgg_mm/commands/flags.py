@@ -40,6 +40,7 @@ def parser_with_config(description: str) -> argparse.ArgumentParser:
     """A parser of a config and --cfg-options."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
+    add_verbose(parser)
     parser.add_argument(
         '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='override settings of the config, for example model.backbone.init_cfg=None; '
@@ -47,10 +48,18 @@ def parser_with_config(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """--verbose."""
+    parser.add_argument(
+        '--verbose', action='store_true', help='show all that is logged, printed and warned of, by other packages too')
+
+
 def add_checkpoint(parser: argparse.ArgumentParser, *, engine: bool = False) -> None:
     """The checkpoint, or engine, and --trust-checkpoint."""
-    parser.add_argument('checkpoint', help='checkpoint file' + (
-        ', or engine (.onnx, .xml) that tools/export.py wrote' if engine else ''))
+    kinds = 'checkpoint file'
+    if engine:
+        kinds += ', or engine (.onnx, .xml) that tools/export.py wrote'
+    parser.add_argument('checkpoint', help=kinds)
     add_trust(parser)
 
 
@@ -69,8 +78,9 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 def add_launch(parser: argparse.ArgumentParser) -> None:
     """--work-dir and what launchers pass."""
     parser.add_argument('--work-dir', help='folder for logs and results; work_dirs/CONFIG_NAME by default')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='how several processes were started')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+        help='how several processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
 
 
@@ -86,7 +96,8 @@ def load_config(args: argparse.Namespace) -> Config:
     if 'launcher' in args:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         cfg.launcher = args.launcher
-        cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+        default = Path('work_dirs') / Path(args.config).stem
+        cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(default)
         if Path(cfg.work_dir).is_file():
             raise UserError(f'--work-dir is a folder, and {cfg.work_dir} is a file. Choose another name.')
     return cfg

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..inference.predict import predict_files
 from .flags import add_checkpoint, load_config, parser_with_config
+from .screen import open_screen
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,8 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--overwrite', action='store_true', help='replace pictures that exist')
     args = parser.parse_args(argv)
 
-    cfg = load_config(args)
-    written = predict_files(
-        cfg, args.checkpoint, args.images, args.out,
-        score_thr=args.score_thr, device=args.device, overwrite=args.overwrite, trust=args.trust_checkpoint)
-    print(f'Drew {len(written)} in {args.out}, such as {written[0]}')
+    with open_screen(args.verbose) as screen:
+        cfg = load_config(args)
+        written = predict_files(
+            cfg, args.checkpoint, args.images, args.out,
+            score_thr=args.score_thr, device=args.device, overwrite=args.overwrite, trust=args.trust_checkpoint)
+        screen.say(f'Drew {len(written)} in {args.out}, such as {written[0]}')

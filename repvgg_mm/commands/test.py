@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from mmengine.config import Config
@@ -11,6 +12,7 @@ from ..engine.evaluate import evaluate, open_weights
 from ..errors import UserError
 from ..openmmlab.data import complete_test_set
 from .flags import add_checkpoint, add_launch, load_config, parser_with_config
+from .screen import Screen, metrics_text, open_screen
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,8 +25,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     args = parser.parse_args(argv)
+    with open_screen(args.verbose) as screen:
+        test(args, screen)
 
+
+def test(args: argparse.Namespace, screen: Screen) -> None:
+    """Evaluate with what the flags ask for; the metrics are the last line."""
     cfg = load_config(args)
+    screen.work_dir = cfg.work_dir
     complete_test_set(cfg)
     if args.show or args.show_dir:
         draw_predictions(cfg, args.show_dir, show=args.show, wait_time=args.wait_time)
@@ -38,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_test_time_augmentation(cfg)
 
     weights = open_weights(args.checkpoint, trust=args.trust_checkpoint)
-    evaluate(cfg, weights)
+    metrics = evaluate(cfg, weights)
+    screen.say(f'{args.checkpoint}: {metrics_text(metrics)}')
 
 
 def draw_predictions(cfg: Config, folder: str | None, *, show: bool, wait_time: float) -> None:

@@ -124,7 +124,7 @@ def predict_files(
             complaints.append(str(error))
         else:
             written.append(target)
-    print()
+    bar.file.write('\n')
 
     if complaints:
         count = f'Of {len(sources)} files {len(written)} are drawn in {out}, but:'
