@@ -14,6 +14,7 @@ from ..convert.raw_outputs import is_two_stage
 from .conversion import Conversion
 
 NAME_WIDTH = 34
+MOST_ERRORS = 6  # lines
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,13 @@ def table_of_forms(rows: list[tuple[str, str, str]]) -> str:
 
 
 def costs_table(conversion: Conversion, costs: Costs) -> str:
-    """The worst error of each output, then a table of what both forms cost, then what the figures depend on."""
+    """The errors of the outputs, of many the largest, then a table of what both forms cost, then what the figures depend on."""
     height, width = conversion.inputs.shape[2:]
     lines = [
         f'{costs.blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of '
-        f'{height}x{width}:']
-    for name, error in conversion.errors.items():
-        lines.append(f'  {name}: relative error {error:.1e}')
-
+        f'{height}x{width}:',
+        *_error_lines(conversion.errors),
+    ]
     rows = [(row.name, *row.texts) for row in cost_rows(costs)]
     return '\n'.join([*lines, '', table_of_forms(rows), conditions(conversion)])
 
@@ -104,6 +104,18 @@ def conditions(conversion: Conversion) -> str:
     return (
         f'Latency: median of interleaved calls, 1 image of {height}x{width}{proposals}, {device}, '
         f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
+
+
+def _error_lines(errors: Mapping[str, float]) -> list[str]:
+    shown = list(errors)
+    if len(errors) > MOST_ERRORS:
+        shown = sorted(errors, key=errors.get, reverse=True)[:MOST_ERRORS - 1]
+
+    lines = [f'  {name}: relative error {errors[name]:.1e}' for name in shown]
+    others = len(errors) - len(shown)
+    if others:
+        lines.append(f'  and {others} more, each smaller')
+    return lines
 
 
 def _text(value: float | None, digits: int) -> str:

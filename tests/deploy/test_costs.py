@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import TINY, backbone
@@ -85,6 +87,13 @@ def test_the_table_prints_these_rows_and_what_they_depend_on(conversion):
         cells = [cell.strip() for cell in next(line for line in lines if row.name in line).split('|')]
         assert cells == ['', row.name, *row.texts, '']
     assert f'1 image of 64x96, cpu, {torch.get_num_threads()} threads, float32' in lines[-1]
+
+
+def test_of_many_outputs_the_largest_errors_are_shown(conversion):
+    errors = {f'output[{i}]': (i + 1) * 1e-8 for i in range(12)}
+    lines = costs_table(replace(conversion, errors=errors), measure_costs(conversion)).splitlines()
+    assert lines[1:7] == [
+        *(f'  output[{i}]: relative error {(i + 1) * 1e-8:.1e}' for i in (11, 10, 9, 8, 7)), '  and 7 more, each smaller']
 
 
 def test_columns_are_aligned():
