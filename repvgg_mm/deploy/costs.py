@@ -85,7 +85,7 @@ def table_of_forms(rows: list[tuple[str, str, str]]) -> str:
 
 
 def costs_table(conversion: Conversion, costs: Costs) -> str:
-    """The errors of the outputs, of many the largest, then a table of what both forms cost, then what the figures depend on."""
+    """The errors of the outputs, of many the largest; a table of what both forms cost; what the figures depend on."""
     height, width = conversion.inputs.shape[2:]
     lines = [
         f'{costs.blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of '

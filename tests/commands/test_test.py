@@ -35,7 +35,8 @@ def test_the_test_tool_fuses_a_training_form_and_refuses_to_take_a_deploy_form_a
     wrong = run_tool('tools/test.py', CONFIG, converted / 'deploy.pth', '--work-dir', tmp_path, '--cfg-options',
                      *small_data(shapes), check=False)
     assert_refused(wrong, 'cannot be told apart again')
-    fused = run_tool('tools/test.py', converted / 'deploy.py', checkpoint, '--work-dir', tmp_path / 'fused')
+    fused = run_tool('tools/test.py', converted / 'deploy.py', checkpoint, '--work-dir', tmp_path / 'fused',
+                     '--verbose')
     assert 'native layout, training form, fused while loading' in fused.stdout
     run_tool('tools/test.py', converted / 'deploy.py', converted / 'deploy.pth', '--work-dir', tmp_path / 'deploy')
     assert metric(tmp_path / 'fused') == metric(tmp_path / 'deploy')

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.stack
 
 
 def test_resumed_run_ends(ema_config, trained, shapes):
-    result = run_tool('tools/train.py', ema_config, '--work-dir', trained, '--resume', '--cfg-options',
+    result = run_tool('tools/train.py', ema_config, '--work-dir', trained, '--resume', '--verbose', '--cfg-options',
                       *small_data(shapes), *iterations(6))
     assert 'resumed epoch: 0, iter: 4' in result.stdout + result.stderr
     assert (trained / 'iter_6.pth').is_file()
