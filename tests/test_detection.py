@@ -77,7 +77,7 @@ def train_convert_test(config: object, folder: Path, options: list[str]) -> str:
     run_tool('tools/train.py', config, '--work-dir', folder / 'train', '--cfg-options', *options, *iterations(2))
     checkpoint = folder / 'train' / 'iter_2.pth'
     result = run_tool('tools/convert_whole.py', config, checkpoint, '--out', folder / 'deploy', '--shape', 64, 64,
-                      '--cfg-options', *options)
+                      '--verbose', '--cfg-options', *options)
     assert f'Wrote {folder / "deploy" / "deploy.pth"}' in result.stdout
     found = {}
     for name, pair in dict(training=[config, checkpoint],

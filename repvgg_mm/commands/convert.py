@@ -40,7 +40,7 @@ def convert(args: argparse.Namespace, screen: Screen) -> None:
     checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
     conversion = convert_checkpoint(cfg, checkpoint, args.shape)
     costs = measure_costs(conversion)
-    screen.say(costs_table(conversion, costs))
+    screen.say(costs_table(conversion, costs, all_errors=args.verbose))
 
     weights = write_deploy(conversion, out, args.format)
     config = out / 'deploy.py'

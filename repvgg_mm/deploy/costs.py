@@ -84,13 +84,16 @@ def table_of_forms(rows: list[tuple[str, str, str]]) -> str:
     return '\n'.join(lines)
 
 
-def costs_table(conversion: Conversion, costs: Costs) -> str:
-    """The errors of the outputs, of many the largest; a table of what both forms cost; what the figures depend on."""
+def costs_table(conversion: Conversion, costs: Costs, *, all_errors: bool = False) -> str:
+    """The errors of the outputs, a table of what both forms cost, and what the figures depend on.
+
+    Of many outputs the largest errors are shown, unless `all_errors`.
+    """
     height, width = conversion.inputs.shape[2:]
     lines = [
         f'{costs.blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of '
         f'{height}x{width}:',
-        *_error_lines(conversion.errors),
+        *_error_lines(conversion.errors, all_errors),
     ]
     rows = [(row.name, *row.texts) for row in cost_rows(costs)]
     return '\n'.join([*lines, '', table_of_forms(rows), conditions(conversion)])
@@ -106,9 +109,9 @@ def conditions(conversion: Conversion) -> str:
         f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
 
 
-def _error_lines(errors: Mapping[str, float]) -> list[str]:
+def _error_lines(errors: Mapping[str, float], all_errors: bool) -> list[str]:
     shown = list(errors)
-    if len(errors) > MOST_ERRORS:
+    if len(errors) > MOST_ERRORS and not all_errors:
         shown = sorted(errors, key=errors.get, reverse=True)[:MOST_ERRORS - 1]
 
     lines = [f'  {name}: relative error {errors[name]:.1e}' for name in shown]

@@ -94,6 +94,8 @@ def test_of_many_outputs_the_largest_errors_are_shown(conversion):
     lines = costs_table(replace(conversion, errors=errors), measure_costs(conversion)).splitlines()
     shown = [f'  output[{i}]: relative error {(i + 1) * 1e-8:.1e}' for i in (11, 10, 9, 8, 7)]
     assert lines[1:7] == [*shown, '  and 7 more, each smaller']
+    everything = costs_table(replace(conversion, errors=errors), measure_costs(conversion), all_errors=True)
+    assert everything.count('relative error') == 12
 
 
 def test_columns_are_aligned():
