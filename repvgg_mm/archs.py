@@ -62,7 +62,9 @@ class Arch(NamedTuple):
 
         channels, layer = self.stem_channels, 0
         yield shape(0, 0, in_channels, channels, layer)
-        for stage, (depth, out_channels) in enumerate(zip(self.depths, self.stage_channels), 1):
+
+        stages = zip(self.depths, self.stage_channels)
+        for stage, (depth, out_channels) in enumerate(stages, 1):
             for index in range(depth):
                 layer += 1
                 yield shape(stage, index, channels, out_channels, layer)
@@ -105,29 +107,41 @@ def get_arch(arch: str | Mapping) -> Arch:
                 f'arch must be one of {", ".join(ARCHS)}, or a dict; got {arch!r}. '
                 "For a net of your own pass arch=dict(depths=(2, 4, 14, 1), width_factors=(1, 1, 1, 2.5)).")
         return ARCHS[arch]
+
     unknown = set(arch) - set(Arch._fields)
     missing = {'depths', 'width_factors'} - set(arch)
     if unknown or missing:
         raise UserError(
             f'An arch dict has the keys {", ".join(Arch._fields)}, of which depths and width_factors are needed; '
             f'got {sorted(arch)}. Rename or add keys accordingly.')
+
     found = Arch(**arch)
-    if len(found.depths) != len(found.width_factors) or not found.depths or min(found.depths) < 1:
-        raise UserError(
-            'An arch dict has one depth of at least 1 and one width factor a stage; got '
-            f'depths={tuple(found.depths)} and width_factors={tuple(found.width_factors)}. Give both the same length.')
-    for shape in found.blocks():
-        if min(shape.out_channels, found.groups) < 1 or shape.in_channels % shape.groups \
-                or shape.out_channels % shape.groups:
-            raise UserError(f'The channels of every block are 1 or more and a multiple of groups; got groups='
-                            f'{found.groups} and widths {found.stage_channels}. Change width_factors or groups.')
-        if found.se_ratio < 0 or (found.se_ratio and not shape.se_channels):
-            raise UserError(f'Squeeze-and-excitation has channels // se_ratio channels inside, 1 or more; got se_ratio='
-                            f'{found.se_ratio} and {shape.out_channels} channels. Choose a smaller se_ratio, or 0 for '
-                            'none.')
+    _check(found)
     return found
 
 
 def name_of(arch: Arch) -> str:
     """The variant's name, 'a custom arch' for one that is not in the table."""
-    return next((name for name, known in ARCHS.items() if known == arch), 'a custom arch')
+    for name, known in ARCHS.items():
+        if known == arch:
+            return name
+    return 'a custom arch'
+
+
+def _check(found: Arch) -> None:
+    """UserError unless depths, widths, groups and se_ratio describe a network."""
+    if len(found.depths) != len(found.width_factors) or not found.depths or min(found.depths) < 1:
+        raise UserError(
+            'An arch dict has one depth of at least 1 and one width factor a stage; got '
+            f'depths={tuple(found.depths)} and width_factors={tuple(found.width_factors)}. Give both the same length.')
+
+    for shape in found.blocks():
+        empty = min(shape.out_channels, found.groups) < 1
+        if empty or shape.in_channels % shape.groups or shape.out_channels % shape.groups:
+            raise UserError(
+                'The channels of every block are 1 or more and a multiple of groups; got groups='
+                f'{found.groups} and widths {found.stage_channels}. Change width_factors or groups.')
+        if found.se_ratio < 0 or (found.se_ratio and not shape.se_channels):
+            raise UserError(
+                'Squeeze-and-excitation has channels // se_ratio channels inside, 1 or more; got se_ratio='
+                f'{found.se_ratio} and {shape.out_channels} channels. Choose a smaller se_ratio, or 0 for none.')

@@ -60,36 +60,54 @@ def to_native(state_dict: Mapping[str, Tensor]) -> Weights:
     Raises:
         UserError: there is more than one backbone, or two names are those of one tensor.
     """
-    found = {name: match for name in state_dict if (match := NAME.fullmatch(name))}
+    found = _matches(state_dict)
     prefix = _only_prefix({match['prefix'] for match in found.values()})
     own = {name: match for name, match in found.items() if match['prefix'] == prefix}
+    others = [name for name in state_dict if name not in own]
+
     first_half = len({match['index_in_half'] for match in own.values() if match['half'] == 'first'})
     tensors, source = {}, {}
     for name, match in own.items():
         native = _native_name(match, first_half)
         if native in tensors:
-            raise UserError(f'Every tensor of RepVGG has one name in a file, and {source[native]} and {name} are both '
-                            f'{native}. Keep one of the two layouts in the file.')
-        tensors[native], source[native] = state_dict[name], name
-    return Weights(tensors, _layout(own.values()), prefix, [name for name in state_dict if name not in own])
+            raise UserError(
+                f'Every tensor of RepVGG has one name in a file, and {source[native]} and {name} are both '
+                f'{native}. Keep one of the two layouts in the file.')
+        tensors[native] = state_dict[name]
+        source[native] = name
+    return Weights(tensors, _layout(own.values()), prefix, others)
 
 
 def from_native(state_dict: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     """The tensors of a bare RepVGG under the names of `layout`: 'native', 'official', 'RepVGGplus' or 'timm'."""
     column = COLUMNS.index(layout)
     parts = {row[0]: row[column] for row in PARTS}
-    matches = {name: NAME.fullmatch(name) for name in state_dict}
+    matches = _matches(state_dict)
     half = len({match['index'] for match in matches.values() if match['stage'] == '3'}) // 2
-    return {f'{_block_name(match, layout, half)}.{parts[match["part"]]}.{match["tensor"]}': state_dict[name]
-            for name, match in matches.items()}
+
+    renamed = {}
+    for name, match in matches.items():
+        block, part = _block_name(match, layout, half), parts[match['part']]
+        renamed[f'{block}.{part}.{match["tensor"]}'] = state_dict[name]
+    return renamed
 
 
 def form_of(state_dict: Mapping) -> str | None:
     """'training' or 'deploy', None for weights without any RepVGG block."""
-    parts = {NATIVE_PARTS[match['part']] for name in state_dict if (match := NAME.fullmatch(name))}
+    parts = {NATIVE_PARTS[match['part']] for match in _matches(state_dict).values()}
     if 'branch_3x3.conv' in parts:
         return 'training'
     return 'deploy' if 'branch_reparam' in parts else None
+
+
+def _matches(names: Iterable[str]) -> dict[str, re.Match]:
+    """Of the names that a RepVGG has in any layout."""
+    matches = {}
+    for name in names:
+        match = NAME.fullmatch(name)
+        if match:
+            matches[name] = match
+    return matches
 
 
 def _native_name(match: re.Match, first_half: int) -> str:
@@ -98,7 +116,8 @@ def _native_name(match: re.Match, first_half: int) -> str:
     elif match['stage_from_0'] is not None:
         block = f'stage_{int(match["stage_from_0"]) + 1}.{match["timm_index"]}'
     elif match['half'] is not None:
-        block = f'stage_3.{int(match["index_in_half"]) + (first_half if match["half"] == "second" else 0)}'
+        before = first_half if match['half'] == 'second' else 0
+        block = f'stage_3.{before + int(match["index_in_half"])}'
     else:
         block = 'stem'
     return f'{block}.{NATIVE_PARTS[match["part"]]}.{match["tensor"]}'
@@ -108,11 +127,20 @@ def _block_name(match: re.Match, layout: str, half: int) -> str:
     """The name of a native block in `layout`; RepVGGplus has `half` of the blocks of stage 3 in its first half."""
     if match['stage'] is None:
         return 'stem' if layout in ('native', 'timm') else 'stage0'
+
     stage, index = int(match['stage']), int(match['index'])
     if layout == 'RepVGGplus' and stage == 3:
-        return f'stage3_first.blocks.{index}' if index < half else f'stage3_second.blocks.{index - half}'
-    return {'native': f'stage_{stage}.{index}', 'official': f'stage{stage}.{index}',
-            'RepVGGplus': f'stage{stage}.blocks.{index}', 'timm': f'stages.{stage - 1}.{index}'}[layout]
+        if index < half:
+            return f'stage3_first.blocks.{index}'
+        return f'stage3_second.blocks.{index - half}'
+
+    names = {
+        'native': f'stage_{stage}.{index}',
+        'official': f'stage{stage}.{index}',
+        'RepVGGplus': f'stage{stage}.blocks.{index}',
+        'timm': f'stages.{stage - 1}.{index}',
+    }
+    return names[layout]
 
 
 def _only_prefix(prefixes: set[str]) -> str:
@@ -121,8 +149,9 @@ def _only_prefix(prefixes: set[str]) -> str:
     for usual in ('', 'backbone.'):
         if usual in prefixes:
             return usual
-    raise UserError(f'Weights are read from a file with one RepVGG, and this one has {len(prefixes)}: '
-                    f'{", ".join(sorted(prefixes))}. Name one with init_cfg=dict(type=\'Pretrained\', prefix=...).')
+    raise UserError(
+        f'Weights are read from a file with one RepVGG, and this one has {len(prefixes)}: '
+        f"{', '.join(sorted(prefixes))}. Name one with init_cfg=dict(type='Pretrained', prefix=...).")
 
 
 def _layout(matches: Iterable[re.Match]) -> str:
@@ -130,4 +159,7 @@ def _layout(matches: Iterable[re.Match]) -> str:
     layouts = {LAYOUT_OF_PART[match['part']] for match in matches}
     if layouts == {'official'} and any('blocks.' in match.string for match in matches):
         return 'RepVGGplus'
-    return next((layout for layout in reversed(COLUMNS) if layout in layouts), 'no')
+    for layout in reversed(COLUMNS):
+        if layout in layouts:
+            return layout
+    return 'no'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from .layouts import Weights, form_of, to_native
 
 WRAPPERS = ('state_dict', 'model', 'ema')
 NORM_TENSORS = ('weight', 'bias', 'running_mean', 'running_var')
+KERNELS = ('branch_3x3.conv.weight', 'branch_reparam.weight', 'se_layer.conv1.conv.weight')
+MOST_NAMES = 3  # in a message
 
 
 class Fit(NamedTuple):
@@ -31,6 +33,7 @@ def unwrap(checkpoint: Mapping) -> dict[str, Tensor]:
         if isinstance(checkpoint.get(key), Mapping):
             checkpoint = checkpoint[key]
             break
+
     return {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
 
 
@@ -52,27 +55,33 @@ def fit_to_backbone(
     """
     found = to_native(unwrap(checkpoint))
     form, expected_form = form_of(found.tensors), form_of(expected)
+    fuse = form == 'training' and expected_form == 'deploy'
     if form == 'deploy' and expected_form == 'training':
         raise UserError(
             'A RepVGG in training form needs weights in training form, and these are in deploy form: their branches '
             'were fused and cannot be told apart again. Use the checkpoint they were converted from, or build the '
             'model with backbone=dict(deploy=True).')
+
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
-    fuse = form == 'training' and expected_form == 'deploy'
     if fuse:
         shapes = _shapes_in_training_form(shapes)
     tensors, differences = _coverage(found.tensors, shapes)
-    counts = f'{sum(map(_is_weight, tensors))} of {sum(map(_is_weight, shapes))} tensors'
+
+    counts = f'{_count_weights(tensors)} of {_count_weights(shapes)} tensors'
     if any(differences.values()) and not (partial and tensors):
         likeness, advice = _likeness_and_advice(found, arch)
-        raise UserError(f'RepVGG loads weights that cover it completely. {likeness}: {counts} fit ({found.layout} '
-                        f'layout), {_described(differences)}. {advice}')
-    form = f'{form} form, fused while loading' if fuse else f'{form} form'
-    summary = (f'RepVGG: {counts} loaded ({found.layout} layout, {form}): {_described(differences)}; '
-               f'{listed("set aside", found.others)}.')
+        raise UserError(
+            f'RepVGG loads weights that cover it completely. {likeness}: {counts} fit ({found.layout} '
+            f'layout), {_described(differences)}. {advice}')
+
+    how = ', fused while loading' if fuse else ''
+    summary = (
+        f'RepVGG: {counts} loaded ({found.layout} layout, {form} form{how}): {_described(differences)}; '
+        f'{listed("set aside", found.others)}.')
     if fuse:
         tensors = fuse_state_dict(tensors, eps)
-    return Fit({name: tensors.get(name, tensor) for name, tensor in expected.items()}, summary)
+    fitting = {name: tensors.get(name, tensor) for name, tensor in expected.items()}
+    return Fit(fitting, summary)
 
 
 def fuse_state_dict(tensors: Mapping[str, Tensor], eps: float) -> dict[str, Tensor]:
@@ -86,24 +95,37 @@ def fuse_state_dict(tensors: Mapping[str, Tensor], eps: float) -> dict[str, Tens
         block, part, _ = name.partition('.branch_3x3.conv.weight')
         if part and set(_training_names(block)) <= set(tensors):
             weight, bias = _fuse_block(block, tensors, eps)
-            fused |= {f'{block}.branch_reparam.weight': weight, f'{block}.branch_reparam.bias': bias}
+            fused[f'{block}.branch_reparam.weight'] = weight
+            fused[f'{block}.branch_reparam.bias'] = bias
     return fused
 
 
 def guess_arch(tensors: Mapping[str, Tensor]) -> str | None:
     """The variant that has the most kernels of the same name and shape, None if no variant has any."""
-    kernels = {(name, tuple(tensor.shape)) for name, tensor in tensors.items()
-               if name.endswith(('branch_3x3.conv.weight', 'branch_reparam.weight', 'se_layer.conv1.conv.weight'))}
+    kernels = set()
+    for name, tensor in tensors.items():
+        if name.endswith(KERNELS):
+            kernels.add((name, tuple(tensor.shape)))
+
     part = 'branch_reparam.weight' if form_of(tensors) == 'deploy' else 'branch_3x3.conv.weight'
-    shared = {name: (len(kernels & _kernels(arch, part)), -len(_kernels(arch, part)))
-              for name, arch in ARCHS.items()}
+    shared = {}
+    for name, arch in ARCHS.items():
+        own = _kernels(arch, part)
+        shared[name] = len(kernels & own), -len(own)  # of equals the smaller one
+
     best = max(shared, key=shared.get)
-    return best if shared[best][0] else None
+    count, _ = shared[best]
+    return best if count else None
 
 
 def listed(what: str, names: Sequence[str]) -> str:
     """'3 missing (a, b, ...)', with at most the first three names."""
-    return f'{len(names)} {what}' + (f' ({", ".join([*names[:3], *["..."] * (len(names) > 3)])})' if names else '')
+    if not names:
+        return f'0 {what}'
+    shown = list(names[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        shown.append('...')
+    return f'{len(names)} {what} ({", ".join(shown)})'
 
 
 def _coverage(
@@ -113,21 +135,36 @@ def _coverage(
 
     Counters of batches may be there or not: old files have none, and fusing needs none.
     """
-    stages = {name.split('.')[0] for name in shapes}
-    fitting = {name: tensor for name, tensor in found.items() if tuple(tensor.shape) == shapes.get(name)}
-    return fitting, dict(
-        missing=[name for name in shapes if name not in found and _is_weight(name)],
-        unexpected=[name for name in found if name not in shapes and name.split('.')[0] in stages and _is_weight(name)],
-        other_shape=[f'{name} {tuple(tensor.shape)} instead of {shapes[name]}'
-                     for name, tensor in found.items() if name in shapes and name not in fitting])
+    stages = {_stage(name) for name in shapes}
+    missing = [name for name in shapes if name not in found and _is_weight(name)]
+
+    fitting, unexpected, other_shape = {}, [], []
+    for name, tensor in found.items():
+        shape = tuple(tensor.shape)
+        if shape == shapes.get(name):
+            fitting[name] = tensor
+        elif name in shapes:
+            other_shape.append(f'{name} {shape} instead of {shapes[name]}')
+        elif _stage(name) in stages and _is_weight(name):
+            unexpected.append(name)
+    return fitting, dict(missing=missing, unexpected=unexpected, other_shape=other_shape)
 
 
 def _is_weight(name: str) -> bool:
     return not name.endswith('num_batches_tracked')
 
 
+def _count_weights(names: Iterable[str]) -> int:
+    return sum(_is_weight(name) for name in names)
+
+
+def _stage(name: str) -> str:
+    return name.split('.')[0]
+
+
 def _described(differences: Mapping[str, list[str]]) -> str:
-    return ', '.join(listed(what.replace('_', ' '), names) for what, names in differences.items())
+    counts = [listed(what.replace('_', ' '), names) for what, names in differences.items()]
+    return ', '.join(counts)
 
 
 def _likeness_and_advice(found: Weights, arch: Arch) -> tuple[str, str]:
@@ -135,25 +172,32 @@ def _likeness_and_advice(found: Weights, arch: Arch) -> tuple[str, str]:
     guess, model = guess_arch(found.tensors), name_of(arch)
     partial = 'to load only what fits, set backbone.partial_load=True.'
     if not found.tensors:
-        return (f"No name here is a RepVGG's (official, mmpretrain or timm; {listed('other names', found.others)})",
-                'Check which file this is; weights of a bare backbone belong into backbone.init_cfg=dict('
-                "type='Pretrained', checkpoint=...), those of a whole model into load_from.")
+        others = listed('other names', found.others)
+        return (
+            f"No name here is a RepVGG's (official, mmpretrain or timm; {others})",
+            'Check which file this is; weights of a bare backbone belong into backbone.init_cfg=dict('
+            "type='Pretrained', checkpoint=...), those of a whole model into load_from.")
     if guess is None:
         return f'These look like no known variant, the model is {model}', f'Build it with their arch; {partial}'
     if guess == model:
-        return (f'These look like {guess} weights, which the model is too, but with other inputs, some layers or half '
-                'of the file', f'Get the whole file; {partial}')
-    return (f'These look like {guess} weights, the model is {model}',
-            f'Build it with arch={guess!r}, or get others; {partial}')
+        return (
+            f'These look like {guess} weights, which the model is too, but with other inputs, some layers or half '
+            'of the file',
+            f'Get the whole file; {partial}')
+    return (
+        f'These look like {guess} weights, the model is {model}',
+        f'Build it with arch={guess!r}, or get others; {partial}')
 
 
 def _kernels(arch: Arch, part: str) -> set[tuple[str, tuple[int, ...]]]:
     kernels = set()
     for block in arch.blocks():
         name = 'stem' if block.stage == 0 else f'stage_{block.stage}.{block.index}'
-        kernels.add((f'{name}.{part}', (block.out_channels, block.in_channels // block.groups, 3, 3)))
+        shape = (block.out_channels, block.in_channels // block.groups, 3, 3)
+        kernels.add((f'{name}.{part}', shape))
         if block.se_channels:
-            kernels.add((f'{name}.se_layer.conv1.conv.weight', (block.se_channels, block.out_channels, 1, 1)))
+            shape = (block.se_channels, block.out_channels, 1, 1)
+            kernels.add((f'{name}.se_layer.conv1.conv.weight', shape))
     return kernels
 
 
@@ -162,9 +206,14 @@ def _has_identity(block: str) -> bool:
 
 
 def _training_names(block: str) -> list[str]:
-    norms = ['branch_3x3.norm', 'branch_1x1.norm', *['branch_norm'] * _has_identity(block)]
-    return [f'{block}.branch_3x3.conv.weight', f'{block}.branch_1x1.conv.weight',
-            *(f'{block}.{norm}.{tensor}' for norm in norms for tensor in NORM_TENSORS)]
+    norms = ['branch_3x3.norm', 'branch_1x1.norm']
+    if _has_identity(block):
+        norms.append('branch_norm')
+
+    names = [f'{block}.branch_3x3.conv.weight', f'{block}.branch_1x1.conv.weight']
+    for norm in norms:
+        names += [f'{block}.{norm}.{tensor}' for tensor in NORM_TENSORS]
+    return names
 
 
 def _shapes_in_training_form(shapes: Mapping[str, tuple]) -> dict[str, tuple]:
@@ -181,17 +230,22 @@ def _shapes_in_training_form(shapes: Mapping[str, tuple]) -> dict[str, tuple]:
 
 
 def _fuse_block(block: str, tensors: Mapping[str, Tensor], eps: float) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of one block, as `RepVGGBlock.fuse` computes them."""
     weight = tensors[f'{block}.branch_3x3.conv.weight']
     dtype = torch.promote_types(weight.dtype, torch.float32)
 
     def scale_shift(norm: str) -> ScaleShift:
-        gamma, beta, mean, var = (tensors[f'{block}.{norm}.{tensor}'].to(dtype) for tensor in NORM_TENSORS)
+        stored = (tensors[f'{block}.{norm}.{tensor}'] for tensor in NORM_TENSORS)
+        gamma, beta, mean, var = (tensor.to(dtype) for tensor in stored)
         check_statistics(f'{block}.{norm}', mean, var)
         return scale_shift_of_norm(mean, var, gamma, beta, eps)
 
+    norm_identity, groups = None, 1  # groups count for the identity alone
+    if _has_identity(block):
+        norm_identity = scale_shift('branch_norm')
+        groups = len(weight) // weight.shape[1]
+
+    weight_1x1 = tensors[f'{block}.branch_1x1.conv.weight'].to(dtype)
     kernel, bias = fuse_branches(
-        weight, scale_shift('branch_3x3.norm'),
-        tensors[f'{block}.branch_1x1.conv.weight'].to(dtype), scale_shift('branch_1x1.norm'),
-        scale_shift('branch_norm') if _has_identity(block) else None,
-        len(weight) // weight.shape[1] if _has_identity(block) else 1)
+        weight, scale_shift('branch_3x3.norm'), weight_1x1, scale_shift('branch_1x1.norm'), norm_identity, groups)
     return kernel.to(weight.dtype), bias.to(weight.dtype)

@@ -17,34 +17,43 @@ from .foreign import Branch, Parts, fusible
 def _mmpretrain_repvgg(block: nn.Module) -> Parts | None:
     if hasattr(block, 'branch_reparam'):
         return None
-    return Parts(_branches(block.branch_3x3, block.branch_1x1, block.branch_norm), _tail(block, 'se_layer', 'act'))
+
+    branches = _branches(block.branch_3x3, block.branch_1x1, block.branch_norm)
+    return Parts(branches, _tail(block, 'se_layer', 'act'))
 
 
 @fusible('mmpretrain.models.backbones.mobileone.MobileOneBlock')
 def _mmpretrain_mobileone(block: nn.Module) -> Parts | None:
     if hasattr(block, 'branch_reparam'):
         return None
-    return Parts(_branches(*block.branch_conv_list, block.branch_scale, block.branch_norm), _tail(block, 'se', 'act'))
+
+    branches = _branches(*block.branch_conv_list, block.branch_scale, block.branch_norm)
+    return Parts(branches, _tail(block, 'se', 'act'))
 
 
 @fusible('mmpretrain.models.backbones.replknet.ReparamLargeKernelConv')
 def _mmpretrain_replk(block: nn.Module) -> Parts | None:
     if hasattr(block, 'lkb_reparam'):
         return None
-    return Parts(_branches(block.lkb_origin, getattr(block, 'small_conv', None)), {})
+
+    branches = _branches(block.lkb_origin, getattr(block, 'small_conv', None))
+    return Parts(branches, {})
 
 
 @fusible('mmpose.models.utils.reparam_layers.RepVGGBlock')
 def _mmpose_repvgg(block: nn.Module) -> Parts | None:
     if hasattr(block, 'conv_reparam'):
         return None
-    return Parts(_branches(block.branch_3x3, block.branch_1x1, block.branch_norm), _tail(block, 'act'))
+
+    branches = _branches(block.branch_3x3, block.branch_1x1, block.branch_norm)
+    return Parts(branches, _tail(block, 'act'))
 
 
 @fusible('mmyolo.models.layers.yolo_bricks.RepVGGBlock')
 def _mmyolo_repvgg(block: nn.Module) -> Parts | None:
     if hasattr(block, 'rbr_reparam'):
         return None
+
     dense, small, *identity = _branches(block.rbr_dense, block.rbr_1x1, block.rbr_identity)
     if block.alpha is not None:
         alpha = block.alpha.detach()
@@ -56,33 +65,49 @@ def _mmyolo_repvgg(block: nn.Module) -> Parts | None:
 def _timm_repvgg(block: nn.Module) -> Parts | None:
     if block.reparam_conv is not None:
         return None
-    return Parts(_branches(block.conv_kxk, block.conv_1x1, block.identity), _tail(block, 'attn', 'act'))
+
+    branches = _branches(block.conv_kxk, block.conv_1x1, block.identity)
+    return Parts(branches, _tail(block, 'attn', 'act'))
 
 
 @fusible('timm.models.byobnet.MobileOneBlock', 'timm.models.fastvit.MobileOneBlock')
 def _timm_mobileone(block: nn.Module) -> Parts | None:
-    if block.reparam_conv is not None or block.conv_kxk is block.conv_scale is None:  # FastViT: a norm, no convolution
+    if block.reparam_conv is not None:
         return None
-    return Parts(_branches(*block.conv_kxk or (), block.conv_scale, block.identity), _tail(block, 'attn', 'se', 'act'))
+    if block.conv_kxk is None and block.conv_scale is None:  # of FastViT: a norm, no convolution
+        return None
+
+    convs = block.conv_kxk or ()
+    branches = _branches(*convs, block.conv_scale, block.identity)
+    return Parts(branches, _tail(block, 'attn', 'se', 'act'))
 
 
 @fusible('timm.models.fastvit.ReparamLargeKernelConv')
 def _timm_replk(block: nn.Module) -> Parts | None:
     if block.reparam_conv is not None:
         return None
-    return Parts(_branches(block.large_conv, getattr(block, 'small_conv', None)), _tail(block, 'se', 'act'))
+
+    branches = _branches(block.large_conv, getattr(block, 'small_conv', None))
+    return Parts(branches, _tail(block, 'se', 'act'))
 
 
 def _tail(block: nn.Module, *names: str) -> dict[str, nn.Module]:
-    return {name: module for name in names if (module := getattr(block, name, None)) is not None}
+    """Those of a block's modules that are there, in the order in which its forward calls them."""
+    tail = {}
+    for name in names:
+        module = getattr(block, name, None)
+        if module is not None:
+            tail[name] = module
+    return tail
 
 
 def _branches(*modules: nn.Module | None) -> list[Branch]:
     """Of pairs of a convolution and its norm, of norms alone, None left out."""
-    return [Branch(None, module) if isinstance(module, _BatchNorm) else Branch(*_conv_and_norm(module))
-            for module in modules if module is not None]
-
-
-def _conv_and_norm(pair: nn.Module) -> tuple[nn.Conv2d, _BatchNorm]:
-    norm = getattr(pair, 'bn', None)
-    return pair.conv, pair.norm if norm is None else norm
+    branches = []
+    for module in modules:
+        if isinstance(module, _BatchNorm):
+            branches.append(Branch(None, module))
+        elif module is not None:
+            norm = getattr(module, 'bn', None)
+            branches.append(Branch(module.conv, module.norm if norm is None else norm))
+    return branches

@@ -58,9 +58,14 @@ def interleaved_latency(calls: Mapping[str, Callable[[], object]], rounds: int =
             start = time.perf_counter()
             call()
             _synchronise()
-            times[name].append((time.perf_counter() - start) * 1000)
-    return {name: Latency(statistics.median(counted), *statistics.quantiles(counted, n=4)[::2])
-            for name, (_, *counted) in times.items()}
+            seconds = time.perf_counter() - start
+            times[name].append(1000 * seconds)
+
+    found = {}
+    for name, (_, *counted) in times.items():
+        lower, _, upper = statistics.quantiles(counted, n=4)
+        found[name] = Latency(statistics.median(counted), lower, upper)
+    return found
 
 
 def form_latency(trained: nn.Module, deploy: nn.Module, inputs: Tensor, rounds: int = 15) -> dict[str, Latency]:
@@ -69,10 +74,12 @@ def form_latency(trained: nn.Module, deploy: nn.Module, inputs: Tensor, rounds: 
         with branch_by_branch(trained):
             raw_outputs(trained, inputs)
 
-    return interleaved_latency({
+    calls = {
         'branches': call_branches,
         'training': partial(raw_outputs, trained, inputs),
-        'deploy': partial(raw_outputs, deploy, inputs)}, rounds)
+        'deploy': partial(raw_outputs, deploy, inputs),
+    }
+    return interleaved_latency(calls, rounds)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -96,25 +103,34 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor) and not tensor.is_meta:
                 self.add(tensor)
+
         now = self.sum()
-        self.peak, self.least = max(self.peak, now), min(self.least, now)
+        self.peak = max(self.peak, now)
+        self.least = min(self.least, now)
         self.rise = max(self.rise, now - self.least)
         return result
 
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
 
     def sum(self) -> int:
-        self.storages = {key: (ref, size) for key, (ref, size) in self.storages.items() if not ref.expired()}
-        return sum(size for _, size in self.storages.values())
+        alive = {}
+        for key, (ref, size) in self.storages.items():
+            if not ref.expired():
+                alive[key] = ref, size
+        self.storages = alive
+        return sum(size for _, size in alive.values())
 
 
 def cpu_name() -> str:
     """The processor's name where Linux tells it."""
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(':')[1].strip() for line in lines if line.startswith('model name')), 'unknown CPU')
+    for line in lines:
+        if line.startswith('model name'):
+            return line.split(':')[1].strip()
+    return 'unknown CPU'
 
 
 def _synchronise() -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..archs import get_arch, name_of
+from ..archs import Arch, get_arch, name_of
 from ..backbone import RepVGG
 from ..convert.compare import compare_models
 from ..errors import UserError
@@ -45,52 +45,73 @@ def convert_weight_file(
             form is wanted, or the result differs by more than 1e-5 relative.
     """
     shape = get_arch(arch)
-    layout = 'RepVGGplus' if target == 'official' and shape.se_after_act else target
-    if target == 'timm' and shape.se_after_act:
-        raise UserError(f"timm has no squeeze-and-excitation after the activation, which {name_of(shape)} needs. "
-                        'Choose --to native or --to official.')
+    layout = _layout_of(target, shape)
     weights = unwrap(read_checkpoint(source, trust=trust))
     found = to_native(weights)
-    form = form_of(found.tensors)
+    form, new_form = form_of(found.tensors), 'deploy' if deploy else 'training'
     if form == 'deploy' and not deploy:
-        raise UserError(f'The training form has branches, and {source} is in deploy form: they were fused and cannot '
-                        'be told apart again. Add --deploy, or give the file that it was made from.')
+        raise UserError(
+            f'The training form has branches, and {source} is in deploy form: they were fused and cannot '
+            'be told apart again. Add --deploy, or give the file that it was made from.')
+
     model = RepVGG(arch, deploy=form == 'deploy').double().eval()
     model.load_state_dict(weights)
-
     tensors = {name: found.tensors[name] for name in model.state_dict() if name in found.tensors}
     if deploy and form == 'training':
         tensors = _fused_in_float64(tensors)
     renamed = from_native(tensors, layout)
     errors = _compare(model, renamed, arch, deploy, source)
 
-    new_form = 'deploy' if deploy else 'training'
-    classifier = {f'{CLASSIFIERS[layout]}.{name.rpartition(".")[2]}': weights[name]
-                  for name in found.others if name.endswith(_CLASSIFIER_NAMES)}
-    left_out = [name for name in found.others if not name.endswith(_CLASSIFIER_NAMES)]
-    summary = (f'{name_of(shape)}, {len(tensors)} tensors: {found.layout} layout, {form} form, to {layout} layout, '
-               f'{new_form} form; classifier {"kept" if classifier else "not there"}; {listed("left out", left_out)}.')
-    checkpoint = renamed | classifier
-    if target == 'native':
-        meta = dict(form=new_form, arch=name_of(shape), source=Path(source).name)
-        backbone = {f'backbone.{name}': tensor for name, tensor in renamed.items()}
-        checkpoint = dict(meta=meta, state_dict=backbone | classifier)
-    return ConvertedFile(checkpoint, errors, summary)
+    classifier, left_out = {}, []
+    for name in found.others:
+        if name.endswith(_CLASSIFIER_NAMES):
+            part = name.rpartition('.')[2]
+            classifier[f'{CLASSIFIERS[layout]}.{part}'] = weights[name]
+        else:
+            left_out.append(name)
+
+    kept = 'kept' if classifier else 'not there'
+    summary = (
+        f'{name_of(shape)}, {len(tensors)} tensors: {found.layout} layout, {form} form, to {layout} layout, '
+        f'{new_form} form; classifier {kept}; {listed("left out", left_out)}.')
+
+    if target != 'native':
+        return ConvertedFile(renamed | classifier, errors, summary)
+    meta = dict(form=new_form, arch=name_of(shape), source=Path(source).name)
+    backbone = {f'backbone.{name}': tensor for name, tensor in renamed.items()}
+    return ConvertedFile(dict(meta=meta, state_dict=backbone | classifier), errors, summary)
+
+
+def _layout_of(target: str, shape: Arch) -> str:
+    """The names to write; UserError if that library has no such network."""
+    if target == 'timm' and shape.se_after_act:
+        raise UserError(
+            f'timm has no squeeze-and-excitation after the activation, which {name_of(shape)} needs. '
+            'Choose --to native or --to official.')
+    if target == 'official' and shape.se_after_act:
+        return 'RepVGGplus'
+    return target
 
 
 def _fused_in_float64(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     dtype = tensors['stem.branch_3x3.conv.weight'].dtype
-    fused = fuse_state_dict({name: tensor.double() for name, tensor in tensors.items()}, EPS)
+    exact = {name: tensor.double() for name, tensor in tensors.items()}
+    fused = fuse_state_dict(exact, EPS)
     return {name: tensor.to(dtype) for name, tensor in fused.items()}
 
 
 def _compare(model: RepVGG, renamed: dict, arch: str, deploy: bool, source: object) -> dict[str, float]:
+    """The errors of all feature maps of what will be written; UserError if one is too large."""
     result = RepVGG(arch, deploy=deploy).double().eval()
     result.load_state_dict(renamed)
-    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, 64, 64, generator=generator, dtype=torch.float64)
     errors = compare_models(model, result, image)
+
     worst = max(errors, key=errors.get)
     if not errors[worst] <= TOLERANCE:
-        raise UserError(f'The result must agree with {source} to {TOLERANCE:g} relative, and {worst} differs by '
-                        f'{errors[worst]:.1e}. Nothing was written: look for values beyond the precision of the file.')
+        raise UserError(
+            f'The result must agree with {source} to {TOLERANCE:g} relative, and {worst} differs by '
+            f'{errors[worst]:.1e}. Nothing was written: look for values beyond the precision of the file.')
     return errors
