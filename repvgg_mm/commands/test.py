@@ -35,7 +35,7 @@ def test(args: argparse.Namespace, screen: Screen) -> None:
     screen.work_dir = cfg.work_dir
     complete_test_set(cfg)
     if args.show or args.show_dir:
-        draw_predictions(cfg, args.show_dir, show=args.show, wait_time=args.wait_time)
+        show_predictions(cfg, args.show_dir, show=args.show, wait_time=args.wait_time)
     if args.out:
         save_predictions(cfg, args.out)
     if args.tta:
@@ -50,7 +50,7 @@ def test(args: argparse.Namespace, screen: Screen) -> None:
     screen.say(f'{args.checkpoint}: {metrics_text(metrics)}')
 
 
-def draw_predictions(cfg: Config, folder: str | None, *, show: bool, wait_time: float) -> None:
+def show_predictions(cfg: Config, folder: str | None, *, show: bool, wait_time: float) -> None:
     """Let the config's visualization hook draw every prediction; UserError if it has none."""
     if 'visualization' not in cfg.get('default_hooks', {}):
         raise UserError(

@@ -46,7 +46,7 @@ class EngineModel(BaseModel):
     def __init__(self, cfg: Config, engine: Engine, model: nn.Module | None = None) -> None:
         if model is None:
             model = build_model(deploy_config(cfg))
-        check_fit(cfg, engine, model)
+        _check_fit(cfg, engine, model)
 
         inside = engine.description.preprocessing.inside
         super().__init__(_stacking(cfg) if inside else model.data_preprocessor)
@@ -127,7 +127,7 @@ class EngineModel(BaseModel):
             raise _misfit(self.engine, f'{found} classes', f'{wanted}')
 
 
-def check_fit(cfg: Config, engine: Engine, model: nn.Module) -> None:
+def _check_fit(cfg: Config, engine: Engine, model: nn.Module) -> None:
     """Raise UserError if the engine was exported for another task, number of classes or preprocessing than `cfg`'s.
 
     `model` is the model of `cfg`.

@@ -36,7 +36,7 @@ def equalise(network: object) -> tuple[object, list[str]]:
     computes what `network` computes, bit for bit, as long as nothing leaves float32's range.
     """
     network = network.clone()
-    pairs = find_pairs(network)
+    pairs = _find_pairs(network)
     changed = set()
     for _ in range(MOST_PASSES):
         moved = [name for name, pair in pairs.items() if _equalise_pair(pair)]
@@ -68,7 +68,7 @@ def scales(first: np.ndarray, bias: np.ndarray, readers: Sequence[np.ndarray]) -
     return np.exp2(exponents).astype(np.float32)
 
 
-def find_pairs(network: object) -> dict[str, Pair]:
+def _find_pairs(network: object) -> dict[str, Pair]:
     """By the name of the first convolution, in the order of computation."""
     outputs = biased_outputs(network)
     found = {}

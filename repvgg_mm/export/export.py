@@ -85,7 +85,7 @@ def export(
             int8 it loses more than `target.max_drop` or there is no data.
     """
     out, target = Path(out), target or Target()
-    check_export(cfg, out, target, overwrite)
+    _check_export(cfg, out, target, overwrite)
 
     with atomic_folder(out) as folder:  # entered first: a folder that cannot be written to is no late surprise
         prepared = prepare(cfg, checkpoint, target, progress=progress)
@@ -113,7 +113,7 @@ def export(
     return Exported(out / path.name, description, prepared.reference, prepared.inputs, prepared.conversion)
 
 
-def check_export(cfg: Config, out: Path, target: Target, overwrite: bool) -> None:
+def _check_export(cfg: Config, out: Path, target: Target, overwrite: bool) -> None:
     """UserError for what can be known before the work begins: the folder, the packages, the data of int8."""
     check_output_folder(out, overwrite)
 
@@ -158,7 +158,7 @@ def prepare(cfg: Config, checkpoint: Checkpoint, target: Target, *, progress: Pr
     names = network.outputs[:len(outputs)]
     described = describe(cfg, checkpoint, model, target, inputs[0], names)
     if described.task == 'detection':
-        described = describe_detector(described, reference, inputs[0], outputs[0].shape[1])
+        described = _describe_detector(described, reference, inputs[0], outputs[0].shape[1])
 
     shown = 'any size' if target.dynamic else _size(inputs[0].shape)
     progress(f'Exporting {described.model} with torch {torch.__version__}, {shown}')
@@ -232,7 +232,7 @@ def describe(
         graph={})
 
 
-def describe_detector(description: Description, reference: nn.Module, inputs: Tensor, priors: int) -> Description:
+def _describe_detector(description: Description, reference: nn.Module, inputs: Tensor, priors: int) -> Description:
     """With what `detections.detect` needs to know; UserError if it could not use the engine."""
     settings = dict(reference.model.bbox_head.test_cfg)
     check_settings(settings)

@@ -114,7 +114,7 @@ def engine_versions(engines: Mapping[str, Engine]) -> dict[str, str]:
     return {library: optional(library).__version__ for library in sorted(libraries)}
 
 
-def engine_call(engine: Engine, inputs: Tensor) -> Callable[[], object]:
+def _engine_call(engine: Engine, inputs: Tensor) -> Callable[[], object]:
     """Run `engine` on images of the shape of `inputs` (N, C, H, W), as it takes them.
 
     Raises:
@@ -188,7 +188,7 @@ def _do(
                 f'{tuple(setting.inputs.shape)}: {reason(error)}. Choose --batch, --shape, '
                 '--dtype or --work that it can.') from None
     for name, engine in engines.items():
-        calls[name] = engine_call(engine, setting.inputs)
+        calls[name] = _engine_call(engine, setting.inputs)
 
     times = interleaved_latency(calls, setting.rounds)
     rows = []

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..files.atomic import atomic_path
-from .side_by_side import Comparison
+from .side_by_side import ImageComparison
 
 TEMPLATE = Path(__file__).with_name('page.html.j2')
 
@@ -42,7 +42,7 @@ class Chart:
 class Gallery:
     """Images with their pictures in a row each; `legend` is pairs of a class and its CSS colour."""
 
-    comparisons: list[Comparison]
+    comparisons: list[ImageComparison]
     legend: list[tuple[str, str]]
     kind: str = 'gallery'
 

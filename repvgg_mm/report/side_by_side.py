@@ -44,7 +44,7 @@ class Picture(NamedTuple):
     data: bytes
 
 
-class Comparison(NamedTuple):
+class ImageComparison(NamedTuple):
     """An image of the data set with its pictures; `differing` is the number of differing pixels or boxes of `total`."""
 
     name: str
@@ -55,7 +55,7 @@ class Comparison(NamedTuple):
 
 
 class SideBySide(NamedTuple):
-    comparisons: list[Comparison]
+    comparisons: list[ImageComparison]
     legend: list[tuple[str, str]]  # class and CSS colour
     inputs: list[Tensor]           # what the models took, (1, C, H, W) each
 
@@ -148,7 +148,7 @@ def _predict(model: nn.Module, sample: dict) -> BaseDataElement:
 
 def _comparison(
     sample: dict, predictions: dict[str, BaseDataElement], masks: bool, colours: np.ndarray
-) -> Comparison:
+) -> ImageComparison:
     """The pictures of one image: itself, the truth, every prediction, and where the predictions differ."""
     image, truth = _photograph(sample['inputs']), sample['data_samples']
     if masks:
@@ -176,7 +176,7 @@ def _comparison(
 
     pictures.append(_picture('where they differ', draw_difference, image))
     name = Path(truth.get('img_path', '')).name
-    return Comparison(name, pictures, difference.count, difference.total, difference.words)
+    return ImageComparison(name, pictures, difference.count, difference.total, difference.words)
 
 
 class Difference(NamedTuple):

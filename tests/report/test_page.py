@@ -13,7 +13,7 @@ from tool_runs import assert_refused, run_tool
 from repvgg_mm import UserError
 from repvgg_mm.files.atomic import check_output_file
 from repvgg_mm.report.page import Chart, Gallery, Page, Section, Table, Verdict, render, write_page
-from repvgg_mm.report.side_by_side import Comparison, Picture
+from repvgg_mm.report.side_by_side import ImageComparison, Picture
 
 
 @pytest.mark.parametrize('name, message', [
@@ -62,7 +62,7 @@ def test_every_text_of_a_page_stays_text():
     given = iter(texts)
     table = Table((next(given), next(given)), [(next(given), next(given))], next(given))
     picture = Picture(HOSTILE, 'image/png', b'picture')
-    gallery = Gallery([Comparison(next(given), [picture], 0, 1, next(given))], [(next(given), 'black')])
+    gallery = Gallery([ImageComparison(next(given), [picture], 0, 1, next(given))], [(next(given), 'black')])
     page = read(render(Page(
         next(given), next(given), {next(given): next(given)}, [Verdict(next(given), next(given), next(given))],
         [Section(HOSTILE, HOSTILE, [table, gallery])])))
