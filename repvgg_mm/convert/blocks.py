@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..block import RepVGGBlock, named_blocks
-from .foreign import READERS, Branch, FusedBlock, full_name, named_foreign_blocks, reader_of
+from .foreign import Branch, FusedBlock, full_name, named_foreign_blocks, reader_of, registered_base
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -54,7 +54,7 @@ def unknown_switches(model: nn.Module) -> list[str]:
 def _is_unknown(module: nn.Module) -> bool:
     if isinstance(module, RepVGGBlock) or reader_of(module) is not None:
         return False
-    if any(full_name(base) in READERS for base in type(module).__mro__):
+    if registered_base(module) is not None:
         return True  # its own forward: `reader_of` has no answer
     if not _switches(module):
         return False

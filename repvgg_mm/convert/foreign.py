@@ -130,10 +130,17 @@ def _fuse_parts(parts: Parts) -> FusedBlock:
 
 def reader_of(module: nn.Module) -> Reader | None:
     """That of the nearest registered base, if the class computes as that base does."""
-    cls = type(module)
-    for base in cls.__mro__:
+    base = registered_base(module)
+    if base is None or type(module).forward is not base.forward:
+        return None
+    return READERS[full_name(base)]
+
+
+def registered_base(module: nn.Module) -> type | None:
+    """The nearest class of a module, its own first, that is registered."""
+    for base in type(module).__mro__:
         if full_name(base) in READERS:
-            return READERS[full_name(base)] if cls.forward is base.forward else None
+            return base
     return None
 
 

@@ -26,7 +26,6 @@ class Switching(nn.Module):
 
 def test_blocks_of_both_kinds_in_both_forms(monkeypatch):
     monkeypatch.setattr(foreign, 'READERS', dict(foreign.READERS))
-    monkeypatch.setattr('repvgg_mm.convert.blocks.READERS', foreign.READERS)
     fusible(f'{__name__}.Foreign')(lambda found: Parts([Branch(found.conv, found.norm)], {}))
     model = nn.Sequential(block(4, 4), Foreign()).float()
     assert [name for name, _ in named_branches(model)] == ['0', '1']
