@@ -61,6 +61,16 @@ def test_a_folder_that_is_missing_is_named(cfg, wrap):
     check_dataset(cfg, 'val')
 
 
+@pytest.mark.parametrize('dataset', [
+    dict(data_root='s3://bucket/shapes', data_prefix=dict(img_path='images')),
+    dict(data_root='shapes', ann_file='train.json', backend_args=dict(backend='petrel'))])
+def test_data_elsewhere_are_not_looked_for_on_this_machine(dataset):
+    check_dataset(Config(dict(train_dataloader=dict(dataset=dataset))), 'train')
+    dataset.update(data_root='/absent', backend_args=None)
+    with pytest.raises(UserError, match=r'in the folder /absent, where .* missing'):
+        check_dataset(Config(dict(train_dataloader=dict(dataset=dataset))), 'train')
+
+
 def test_a_split_without_data_has_none_to_check():
     check_dataset(Config(dict(model=dict())), 'test')
     check_dataset(Config(dict(test_dataloader=None)), 'test')
