@@ -38,15 +38,21 @@ class Screen:
         self.verbose = verbose
         self.stream = sys.stdout
         self.work_dir: str | None = None  # of a run: its log is there
+        self.line_is_open = False  # on a terminal, which `update` writes without an end
 
     def say(self, text: str) -> None:
         """A line, from the first of several processes only."""
-        if is_main_process():
-            print(text, file=self.stream, flush=True)
+        if not is_main_process():
+            return
+        if self.line_is_open:
+            print(file=self.stream)
+        self.line_is_open = False
+        print(text, file=self.stream, flush=True)
 
     def update(self, text: str) -> None:
         """A line that the next one replaces, on a terminal."""
         if is_main_process():
+            self.line_is_open = True
             print(f'\r{text:<100}', end='', file=self.stream, flush=True)
 
 
@@ -111,8 +117,7 @@ class ProgressHook(Hook):
         show('  ' + ', '.join(words))
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
-        end = '\n' if self.screen.stream.isatty() else ''
-        self.screen.say(f'{end}  validation: {metrics_text(metrics or {})}')
+        self.screen.say(f'  validation: {metrics_text(metrics or {})}')
 
     def after_train(self, runner: Runner) -> None:
         written = written_checkpoints(runner)

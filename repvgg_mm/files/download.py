@@ -113,11 +113,11 @@ def _download_once(address: str, path: Path) -> bool:
 def _tell(text: str) -> None:
     """In mmengine's log where there is one."""
     try:
-        from mmengine.logging import print_log
+        from mmengine.logging import MMLogger
     except ImportError:
         print(text, file=sys.stderr)
         return
-    print_log(text, logger='current')
+    MMLogger.get_current_instance().info(text)
 
 
 def _address(source: str) -> str:

@@ -14,6 +14,7 @@ from tool_runs import CONFIG, derived_config, iterations, run_tool, small_data
 from repvgg_mm import UserError
 from repvgg_mm.commands import screen as screen_module
 from repvgg_mm.commands.screen import metrics_text, open_screen
+from repvgg_mm.files import download
 
 pytestmark = pytest.mark.stack
 
@@ -129,6 +130,23 @@ def test_a_users_mistake_says_nothing_of_a_log(capsys, tmp_path):
         screen.work_dir = str(tmp_path)
         raise UserError('told elsewhere')
     assert capsys.readouterr().out == ''
+
+
+def test_a_line_of_progress_is_replaced_by_the_next_and_ended_by_what_is_said(capsys):
+    with open_screen(verbose=False) as screen:
+        screen.update('step 1')
+        screen.update('step 2')
+        screen.say('the result')
+        screen.say('and the next step')
+    out = capsys.readouterr().out
+    assert out.split('\r')[1].rstrip() == 'step 1'
+    assert [line.rstrip() for line in out.split('\r')[2].splitlines()] == ['step 2', 'the result', 'and the next step']
+
+
+def test_a_download_is_announced(capsys):
+    with open_screen(verbose=False):
+        download._tell('Downloading a file to a folder')
+    assert 'Downloading a file to a folder' in capsys.readouterr().out
 
 
 def test_metrics_in_one_line():

@@ -73,7 +73,7 @@ def test_killed_and_resumed(shapes, tmp_path):
     kill_all(process)
     saved = max(int(path.stem.split('_')[1]) for path in tmp_path.glob('iter_*.pth'))
     assert 4 <= saved < 200
-    output = finish(launch(tmp_path, shapes, 29513, iterations(saved + 4), '--resume'))
+    output = finish(launch(tmp_path, shapes, 29513, iterations(saved + 4), '--resume', '--verbose'))
     assert f'Iter(train) [{saved + 1}/{saved + 4}]' in output or f'Iter(train) [  {saved + 1}/{saved + 4}]' in output
     assert (tmp_path / f'iter_{saved + 4}.pth').exists()
     assert_equal_ranks(tmp_path)
