@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +18,19 @@ from repvgg_mm.demo.shapes import make_shapes
 pytestmark = pytest.mark.stack
 
 
-def launch(work_dir, shapes, port: int, steps: list[str], *flags: str) -> subprocess.Popen:
+def free_port() -> int:
+    """Of this machine: the tests of both stacks may run at once."""
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
+
+
+def launch(work_dir, shapes, steps: list[str], *flags: str) -> subprocess.Popen:
     """tools/dist_train.sh on two processes."""
     config = derived_config(work_dir / 'hooked.py', "custom_imports = dict(imports=['repvgg_mm', 'rank_weights'])\n"
                             "custom_hooks = [dict(type='DumpWeightsHook')]\n"
                             "model = dict(backbone=dict(norm_cfg=dict(type='SyncBN')))")
-    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1',
+    env = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(free_port()), 'OMP_NUM_THREADS': '1',
            'PYTHONPATH': str(ROOT / 'tests' / 'programs')}
     return subprocess.Popen(
         ['bash', 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *flags, '--cfg-options',
@@ -61,19 +69,19 @@ def assert_equal_ranks(work_dir) -> None:
 
 
 def test_two_ranks_end_with_equal_weights(shapes, tmp_path):
-    finish(launch(tmp_path, shapes, 29511, iterations(3)))  # DDP stops in the second step if a parameter is unused
+    finish(launch(tmp_path, shapes, iterations(3)))  # DDP stops in the second step if a parameter is unused
     assert_equal_ranks(tmp_path)
 
 
 def test_killed_and_resumed(shapes, tmp_path):
-    process = launch(tmp_path, shapes, 29512, iterations(200, save_every=2))
+    process = launch(tmp_path, shapes, iterations(200, save_every=2))
     deadline = time.monotonic() + 300
     while not (tmp_path / 'iter_4.pth').exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     kill_all(process)
     saved = max(int(path.stem.split('_')[1]) for path in tmp_path.glob('iter_*.pth'))
     assert 4 <= saved < 200
-    output = finish(launch(tmp_path, shapes, 29513, iterations(saved + 4), '--resume', '--verbose'))
+    output = finish(launch(tmp_path, shapes, iterations(saved + 4), '--resume', '--verbose'))
     assert f'Iter(train) [{saved + 1}/{saved + 4}]' in output or f'Iter(train) [  {saved + 1}/{saved + 4}]' in output
     assert (tmp_path / f'iter_{saved + 4}.pth').exists()
     assert_equal_ranks(tmp_path)
