@@ -19,6 +19,8 @@ from mmengine.runner import find_latest_checkpoint
 
 from ..demo.summary import summarise
 from ..errors import UserError
+from .flags import add_verbose
+from .screen import open_screen
 
 CONFIGS = {
     'segmentor': 'configs/pspnet_repvgg_a0_shapes.py',
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--iters', type=int, help='training steps, those of the configs by default')
+    add_verbose(parser)
     args = parser.parse_args(argv)
     for config in CONFIGS.values():
         if not Path(config).is_file():
@@ -42,33 +45,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(args.out / task, ignore_errors=True)  # of an earlier demo
     run('tools/make_shapes.py', 'data/shapes')
     for task, config in CONFIGS.items():
-        train_and_convert(config, args.out / task, args.iters)
+        print()
+        train_and_convert(config, args.out / task, args)
 
-    print(summarise(CONFIGS, args.out))
+    with open_screen(args.verbose) as screen:
+        screen.say(summarise(CONFIGS, args.out))
     print(f'The demo took {time.perf_counter() - start:.0f} s.')
 
 
-def train_and_convert(config: str, out: Path, iters: int | None) -> None:
+def train_and_convert(config: str, out: Path, args: argparse.Namespace) -> None:
     """Train, test, convert and test the deploy form; the folders are those that `summarise` reads."""
+    flags = ['--verbose'] if args.verbose else []
     options = []
-    if iters is not None:
-        options = ['--cfg-options', f'train_cfg.max_iters={iters}', f'train_cfg.val_interval={iters}']
-    run('tools/train.py', config, '--work-dir', out / 'train', *options)
+    if args.iters is not None:
+        options = ['--cfg-options', f'train_cfg.max_iters={args.iters}', f'train_cfg.val_interval={args.iters}']
+    run('tools/train.py', config, '--work-dir', out / 'train', *flags, *options)
 
     checkpoint = find_latest_checkpoint(str(out / 'train'))
-    run('tools/test.py', config, checkpoint, '--work-dir', out / 'test_training_form')
+    run('tools/test.py', config, checkpoint, '--work-dir', out / 'test_training_form', *flags)
 
     deploy = out / 'deploy'
-    run('tools/convert_whole.py', config, checkpoint, '--out', deploy, '--shape', 96, 96)
-    run('tools/test.py', deploy / 'deploy.py', deploy / 'deploy.pth', '--work-dir', out / 'test_deploy_form')
+    run('tools/convert_whole.py', config, checkpoint, '--out', deploy, '--shape', 96, 96, *flags,
+        first_part=not args.verbose)  # what both forms cost stands at the end, of both tasks
+    run('tools/test.py', deploy / 'deploy.py', deploy / 'deploy.pth', '--work-dir', out / 'test_deploy_form', *flags)
 
 
-def run(*command: object) -> None:
-    """One tool as a process, after its command line; UserError if it fails."""
+def run(*command: object, first_part: bool = False) -> None:
+    """One tool as a process, after its command line; of its output all, or what comes before an empty line.
+
+    Raises:
+        UserError: it failed.
+    """
     words = [str(word) for word in command]
     line = shlex.join(words)
-    print(f'\n$ python {line}', flush=True)
-    result = subprocess.run([sys.executable, *words])
+    print(f'$ python {line}', flush=True)
+    result = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE if first_part else None, text=True)
+    if first_part:
+        shown, _, _ = result.stdout.partition('\n\n')
+        print(shown.rstrip(), flush=True)
+
     if result.returncode:
         raise UserError(
             f'The demo stopped: "python {line}" failed with exit code {result.returncode}; '
