@@ -12,8 +12,9 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repvgg_mm import RepVGGBlock, UserError
-from repvgg_mm.block import SqueezeExcitation, branch_by_branch, fuse_blocks
+from repvgg_mm import Branch, Parts, RepVGGBlock, UserError
+from repvgg_mm.block import SqueezeExcitation, branch_by_branch, fuse_blocks, fused_conv
+from repvgg_mm.convert.foreign import fuse_parts
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 
@@ -377,3 +378,29 @@ def test_fuse_follows_changed_statistics():
     training(x)
     randomise_norms(training, seed=5)
     torch.testing.assert_close(training(x), expected_output(training, x), **EXACT)
+
+
+@pytest.mark.parametrize('conv_bias, norm_bias', [(True, False), (False, True), (False, False), (None, True)])
+def test_the_fused_bias_trains_where_one_of_its_branch_does(conv_bias, norm_bias):
+    conv, norm = nn.Conv2d(2, 2, 3, bias=conv_bias is not None), nn.BatchNorm2d(2)
+    norm.bias.requires_grad_(norm_bias)
+    if conv_bias is not None:
+        conv.bias.requires_grad_(conv_bias)
+    fused = fused_conv(conv, norm, torch.ones(2, 2, 3, 3), torch.ones(2))
+    assert fused.bias.requires_grad == (bool(conv_bias) or norm_bias)
+    assert fused.weight.requires_grad and not fused.weight.is_meta
+
+
+def test_blocks_of_both_kinds_keep_what_trains():
+    """One rule for this package's blocks and for those of other libraries."""
+    for conv_trains, norm_trains in ((True, False), (False, True)):
+        own = block(identity=True)
+        for module, trains in ((own.branch_3x3.conv, conv_trains), (own.branch_3x3.norm, norm_trains)):
+            module.requires_grad_(trains)
+        parts = Parts([Branch(*own.branch_3x3), Branch(*own.branch_1x1), Branch(None, own.branch_norm)], {})
+        foreign = fuse_parts(parts).branch_reparam
+        own.switch_to_deploy()
+        for name, parameter in own.branch_reparam.named_parameters():
+            other = getattr(foreign, name)
+            assert parameter.requires_grad == other.requires_grad == (conv_trains if name == 'weight' else norm_trains)
+            torch.testing.assert_close(parameter, other, rtol=1e-10, atol=1e-10)

@@ -8,7 +8,7 @@ from helpers import image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repvgg_mm.fusion import ScaleShift, fuse_branches, scale_shift_of_norm
+from repvgg_mm.fusion import LinearBranch, ScaleShift, fuse_branches, fuse_sum, scale_shift_of_norm
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 
@@ -111,3 +111,39 @@ def test_differentiable_in_every_argument(groups):
     tensors = [image(4, 4 // groups, 3, 3, seed=1), image(4, 4 // groups, 1, 1, seed=2),
                *(tensor for seed in range(3) for tensor in random_norm(4, seed)[:4])]
     assert torch.autograd.gradcheck(fuse, [tensor.clone().requires_grad_() for tensor in tensors])
+
+
+@pytest.mark.parametrize('groups', [1, 2, 4])
+@pytest.mark.parametrize('identity', [True, False])
+def test_any_number_of_branches_is_one_convolution(groups, identity):
+    """Kernels of several odd sizes, square or not, with a bias and factors of a number and of one a layer."""
+    sizes = [(5, 5), (3, 1), (1, 1), (1, 1)]
+    x = image(2, 8, 7, 9)
+    branches, expected = [], 0
+    for i, (rows, columns) in enumerate(sizes):
+        weight, bias = image(8, 8 // groups, rows, columns, seed=i), image(8, seed=10 + i) if i % 2 else None
+        factor = [1.0, 0.5, torch.tensor([2.]), -1.0][i]
+        norm = random_norm(8, seed=20 + i)
+        branches.append(LinearBranch(weight, scale_shift_of_norm(*norm), bias, factor))
+        out = F.conv2d(x, weight, bias, padding=(rows // 2, columns // 2), groups=groups)
+        expected = expected + factor * F.batch_norm(out, *norm[:4], training=False, eps=norm[4])
+    if identity:
+        norm = random_norm(8, seed=30)
+        branches.append(LinearBranch(None, scale_shift_of_norm(*norm), factor=0.25))
+        expected = expected + 0.25 * F.batch_norm(x, *norm[:4], training=False, eps=norm[4])
+
+    kernel, bias = fuse_sum(branches, (5, 5), groups)
+
+    torch.testing.assert_close(F.conv2d(x, kernel, bias, padding=2, groups=groups), expected, **EXACT)
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_the_general_sum_is_the_fast_one_for_three_branches(groups):
+    norms = [scale_shift_of_norm(*random_norm(8, seed)) for seed in range(3)]
+    weight_3x3, weight_1x1 = image(8, 8 // groups, 3, 3, seed=4), image(8, 8 // groups, 1, 1, seed=5)
+    fast = fuse_branches(weight_3x3, norms[0], weight_1x1, norms[1], norms[2], groups)
+    general = fuse_sum([
+        LinearBranch(weight_3x3, norms[0]), LinearBranch(weight_1x1, norms[1]), LinearBranch(None, norms[2])],
+        (3, 3), groups)
+    for found, expected in zip(general, fast, strict=True):
+        torch.testing.assert_close(found, expected, **EXACT)

@@ -85,7 +85,7 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
     names = []
     for name, block, parts in named_foreign_blocks(model):
         try:
-            fused[block] = _fuse_parts(parts).train(block.training)
+            fused[block] = fuse_parts(parts).train(block.training)
         except UserError as error:
             raise UserError(f'{name}: {error}' if name else str(error)) from None
         names.append(name)
@@ -98,7 +98,7 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 @torch.no_grad()
-def _fuse_parts(parts: Parts) -> FusedBlock:
+def fuse_parts(parts: Parts) -> FusedBlock:
     """One convolution of the largest kernel, by `fuse_sum`, with the tail behind it.
 
     Raises:
