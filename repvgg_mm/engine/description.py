@@ -230,7 +230,8 @@ def _read_value(hint: object, value: object, source: object, name: str):
     kind = typing.get_origin(hint) or hint
     if kind is float:
         kind = (int, float)
-    if is_dataclass(hint) or not isinstance(value, kind):
+    is_number = kind in (int, (int, float))
+    if is_dataclass(hint) or not isinstance(value, kind) or (is_number and isinstance(value, bool)):
         wanted = getattr(typing.get_origin(hint) or hint, '__name__', str(hint))
         raise UserError(
             f'The field {name!r} of the description of an engine is a {wanted}, and in {source} it is {value!r}. '

@@ -51,6 +51,8 @@ def read_checkpoint(path: str | PathLike, map_location: str | torch.device = 'cp
 
     try:
         checkpoint = _read_file(path, map_location, trust)
+    except UserError:
+        raise
     except Exception as error:  # what torch and safetensors raise for damaged files depends on where the damage is
         raise _refusal(path, error) from None
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -28,12 +29,12 @@ def read_tensor_file(path: Path, device: str | torch.device) -> dict:
     """`dict(state_dict=..., meta=...)` of a `.safetensors` file; `meta` is its metadata entry of that name.
 
     Raises:
+        UserError: safetensors is not installed.
         SafetensorError, ValueError: the file is damaged, or its tensors do not have the checksum in it.
     """
-    from safetensors import safe_open
-
+    safetensors = _safetensors()
     tensors = {}
-    with safe_open(path, framework='pt') as file:
+    with safetensors.safe_open(path, framework='pt') as file:
         metadata = file.metadata() or {}
         for name in file.keys():
             tensors[name] = file.get_tensor(name).clone()  # the file may change later
@@ -54,17 +55,28 @@ def write_tensor_file(path: str | PathLike, checkpoint: Mapping) -> None:
     """Write `state_dict` and `meta` of a checkpoint, or a dict of tensors, with a checksum of both.
 
     Raises:
-        UserError: there is something else in the checkpoint, or `meta` is not made of what JSON has.
+        UserError: safetensors is not installed, there is something else in the checkpoint, or `meta` is not made of
+            what JSON has.
         OSError: the file cannot be written.
     """
-    from safetensors.torch import save
-
+    safetensors = _safetensors()
     state_dict, meta = _parts(checkpoint)
     tensors = _without_shared_memory(state_dict)
     metadata = dict(format='pt', meta=meta, sha256=checksum(tensors, meta))
 
-    content = save(tensors, metadata)  # save_file would leave temporary files of its own
+    content = safetensors.torch.save(tensors, metadata)  # save_file would leave temporary files of its own
     Path(path).write_bytes(content)
+
+
+def _safetensors() -> ModuleType:
+    """The package that reads and writes the format, or UserError with the command that installs it."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise UserError(
+            f'Files in .safetensors need the package safetensors, which cannot be imported ({error}). '
+            'Install it: pip install safetensors.') from None
+    return safetensors
 
 
 def checksum(tensors: Mapping[str, Tensor], meta: str) -> str:

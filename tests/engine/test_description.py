@@ -190,6 +190,7 @@ def test_a_field_of_a_part_that_is_missing(place):
     ('task', 3, 'str'), ('classes', 'disk', 'list'), ('classes', ['disk', 3], 'str'), ('versions', [], 'dict'),
     ('outputs', None, 'list'), ('input', [1, 2], 'Input'), ('preprocessing', None, 'InputPreprocessing'),
     ('compared', {}, 'list'), ('compared', [3], 'Comparison'), ('tolerance', 'small', 'float'),
+    ('tolerance', True, 'float'),
     ('quantisation', 5, 'Quantisation'), ('levels', 8, 'list'), ('test_cfg', [], 'dict'), ('files', 'engine', 'dict')])
 def test_a_field_of_another_type(name, value, wanted):
     content = dict(json.loads(DETECTOR_OF_BEFORE), **{name: value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from repvgg_mm import UserError
+from repvgg_mm.files.checkpoint import read_checkpoint, write_checkpoint
 from repvgg_mm.files.tensor_file import checksum, is_tensor_file, read_tensor_file, write_tensor_file
 
 
@@ -109,3 +111,14 @@ def test_the_checksum_is_in_the_metadata(tmp_path):
     with safe_open(tmp_path / 'a.safetensors', framework='pt') as file:
         metadata = file.metadata()
     assert metadata['sha256'] == checksum(tensors(), metadata['meta']) and json.loads(metadata['meta']) == dict(epoch=3)
+
+
+def test_without_the_package_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    write_tensor_file(tmp_path / 'a.safetensors', dict(a=torch.ones(2)))
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'safetensors']:
+        monkeypatch.setitem(sys.modules, name, None)
+    for use in (lambda: read_checkpoint(tmp_path / 'a.safetensors'),
+                lambda: write_checkpoint(tmp_path / 'b.safetensors', dict(a=torch.ones(2)))):
+        with pytest.raises(UserError, match=r'need the package safetensors, .* Install it: pip install safetensors'):
+            use()
+    assert [path.name for path in tmp_path.iterdir()] == ['a.safetensors']
