@@ -65,19 +65,13 @@ def quantise_engine(
     name, expected = headline(evaluate(cfg, engine))
 
     network = read_openvino(content)
-    noise_images = images[::-(-len(images) // NOISE_IMAGES)]
     layers, tried = [], []
     for equalised, share in ATTEMPTS:
         kept = noisiest(layers, share)
-        how = describe_attempt(equalised, kept)
-        progress(f'Quantising on {len(images)} images{how}')
-        source = equalise(network)[0] if equalised else network
-        quantised = quantise(source, images, kept)
-        found = measure_layers(source, quantised, noise_images)
+        progress(f'Quantising on {len(images)} images{describe_attempt(equalised, kept)}')
+        found = _write_quantised(path, description, network, images, equalised, kept)
         layers = layers or found  # noise is ranked by the first attempt
 
-        save_openvino(quantised, path)
-        write_description(path, description)
         progress('Measuring the engine in int8 on the validation set')
         _, metric = headline(evaluate(cfg, Engine(path)))
         tried.append(Attempt(equalised, kept, metric))
@@ -104,6 +98,25 @@ def quantise_engine(
         layers=[_finite(layer) for layer in found])
     versions = description.versions | dict(nncf=nncf.__version__)
     return write_description(path, replace(description, versions=versions, quantisation=quantisation))
+
+
+def _write_quantised(
+    path: Path,
+    description: Description,
+    network: object,
+    images: Sequence[np.ndarray],
+    equalised: bool,
+    kept: Collection[str],
+) -> list[LayerNoise]:
+    """Write one attempt over the engine at `path`; returns what quantising did to each convolution."""
+    source = equalise(network)[0] if equalised else network
+    quantised = quantise(source, images, kept)
+    every = -(-len(images) // NOISE_IMAGES)
+    found = measure_layers(source, quantised, images[::every])
+
+    save_openvino(quantised, path)
+    write_description(path, description)
+    return found
 
 
 def quantise(network: object, images: Sequence[np.ndarray], kept: Collection[str] = ()) -> object:
