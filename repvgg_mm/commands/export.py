@@ -91,10 +91,12 @@ def tell(description: Description, path: Path, screen: Screen) -> None:
 
 
 def _timed_progress(screen: Screen) -> Callable[[str], None]:
-    """Says a step with the seconds since now."""
+    """Says a step with the seconds since now; a table, of several lines, with --verbose alone."""
     start = time.perf_counter()
 
     def progress(step: str) -> None:
+        if '\n' in step and not screen.verbose:
+            return
         seconds = time.perf_counter() - start
         screen.say(f'[{seconds:5.1f} s] {step}')
     return progress

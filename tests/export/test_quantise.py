@@ -45,7 +45,7 @@ INT8 = dict(engine='openvino', precision='int8', shape=(SIZE, SIZE), calib_image
 def exported(run) -> Path:
     """As the tool writes it; a random network may lose any number of points."""
     result = run_tool('tools/export.py', run / 'config.py', run / 'checkpoint.pth', '--out', run / 'engine', '--engine',
-                      'openvino', '--precision', 'int8', '--calib-images', 4, '--max-drop', 100)
+                      'openvino', '--precision', 'int8', '--calib-images', 4, '--max-drop', 100, '--verbose')
     (run / 'stdout').write_text(result.stdout)
     return run / 'engine'
 
