@@ -143,7 +143,8 @@ def test_a_line_of_progress_is_replaced_by_the_next_and_ended_by_what_is_said(ca
     assert [line.rstrip() for line in out.split('\r')[2].splitlines()] == ['step 2', 'the result', 'and the next step']
 
 
-def test_a_download_is_announced(capsys):
+def test_a_download_is_announced(capsys, monkeypatch):
+    monkeypatch.setattr(MMLogger, '_instance_dict', {})  # a tool's process has no logger yet; this one may
     with open_screen(verbose=False):
         download._tell('Downloading a file to a folder')
     assert 'Downloading a file to a folder' in capsys.readouterr().out
