@@ -7,7 +7,7 @@ VENV := $(if $(filter openmmlab,$(STACK)),.venv,.venv-$(STACK))
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements/install.py requirements/build.txt requirements/$(STACK).txt requirements/test.txt requirements/export.txt setup.py
+$(VENV)/ready: requirements/install.py $(wildcard requirements/*.txt) setup.py
 	$(PYTHON) requirements/install.py --stack $(STACK) --venv $(VENV)
 
 # torchvision and what needs it, for tests: sees the packages of $(VENV) and cannot replace them

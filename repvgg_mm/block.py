@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .branch_sum import Geometry, Norm, branch_sum, centres
 from .errors import UserError
 from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
+from .torch_versions import cpu_autocast_dtype
 
 
 class Conv1x1(nn.Conv2d):
@@ -200,7 +201,7 @@ class RepVGGBlock(nn.Module):
         """Whether `branch_sum` can take this call: on a CPU, with plain norms, each on the statistics of this batch."""
         conv = self.branch_3x3.conv
         dtypes = {conv.weight.dtype}
-        if not torch.is_autocast_enabled('cpu'):
+        if cpu_autocast_dtype() is None:
             dtypes.add(x.dtype)
         if not x.is_cpu or dtypes not in ({torch.float32}, {torch.float64}) or conv.padding_mode != 'zeros':
             return False
@@ -216,9 +217,7 @@ class RepVGGBlock(nn.Module):
         norm_identity = others[0] if others else None
         geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
 
-        dtype = x.dtype
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
+        dtype = cpu_autocast_dtype() or x.dtype
         weight_3x3 = conv.weight.to(dtype)
         weight_1x1 = self.branch_1x1.conv.weight.to(dtype)
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,7 +26,8 @@ import time
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).resolve().parent
-STACKS = ('openmmlab', 'onedl')
+STACKS = ('openmmlab', 'onedl', 'oldest')
+TORCH_OF = {'openmmlab': 'torch.txt', 'onedl': 'torch.txt', 'oldest': 'oldest_torch.txt'}
 COMPILE_FLAGS = '-O3 -DNDEBUG -g0 -w'
 
 # Run by the environment's own python. Prints what the compiled operators depend on.
@@ -62,13 +65,14 @@ def main() -> None:
 
     started = time.perf_counter()
     python = create_venv(args.venv)
-    step('torch and build tools')
-    pip(python, '-r', REQUIREMENTS / 'build.txt')
+    install_torch(python, REQUIREMENTS / TORCH_OF[args.stack])
     stack_file = REQUIREMENTS / f'{args.stack}.txt'
     mmcv = next(line for line in stack_file.read_text().splitlines() if 'mmcv' in line)
     pip(python, '--no-deps', mmcv_wheel(python, mmcv))
     step(f'toolboxes of the {args.stack} stack')
-    pip(python, '-r', stack_file, '-r', REQUIREMENTS / 'test.txt', '-r', REQUIREMENTS / 'export.txt')
+    pip(python, '-r', stack_file, '-r', REQUIREMENTS / 'test.txt')
+    if args.stack != 'oldest':  # torch's exporter, which the engines come from, is newer
+        pip(python, '-r', REQUIREMENTS / 'export.txt')
     step('repvgg_mm')
     pip(python, '--no-build-isolation', '--no-deps', '-e', REQUIREMENTS.parent)
     (args.venv / 'ready').write_text(args.stack + '\n')
@@ -80,6 +84,22 @@ def create_venv(venv: Path) -> Path:
     (venv / 'ready').unlink(missing_ok=True)
     subprocess.run([sys.executable, '-m', 'venv', venv], check=True)
     return venv.absolute() / 'bin' / 'python'
+
+
+def install_torch(python: Path, pins: Path) -> None:
+    """The CPU build where there is no GPU and the package index has one: the other brings gigabytes of CUDA."""
+    step('torch and build tools')
+    build = ['-r', REQUIREMENTS / 'build.txt']
+    if shutil.which('nvidia-smi') is None:
+        cpu_pins = re.sub(r'^(torch==[\d.]+)$', r'\1+cpu', pins.read_text(), flags=re.MULTILINE)
+        with tempfile.TemporaryDirectory() as folder:
+            cpu = Path(folder) / 'torch_cpu.txt'
+            cpu.write_text(cpu_pins)
+            if try_pip(python, '-r', cpu, *build):
+                return
+        step('no CPU build of torch was found, so the CUDA build comes, some gigabytes; '
+             'PIP_EXTRA_INDEX_URL can name the index of PyTorch that has CPU builds')
+    pip(python, '-r', pins, *build)
 
 
 def mmcv_wheel(python: Path, requirement: str) -> Path:
@@ -144,8 +164,17 @@ def precompiled_header(python: Path, folder: Path, env: dict[str, str]) -> Path:
     return header
 
 
+def pip_command(python: Path) -> list[object]:
+    return [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+
+
 def pip(python: Path, *arguments: object) -> None:
-    run(python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', *arguments)
+    run(*pip_command(python), *arguments)
+
+
+def try_pip(python: Path, *arguments: object) -> bool:
+    command = [str(part) for part in [*pip_command(python), *arguments]]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def run(*command: object, env: dict[str, str] | None = None) -> None:

@@ -9,7 +9,6 @@ from tool_runs import ROOT
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten_with_path
 
 import repvgg_mm
 from repvgg_mm.archs import get_arch
@@ -86,8 +85,19 @@ def assert_same_state(model: nn.Module, before: dict[str, Tensor]) -> None:
 
 def leaves(tree: object) -> tuple[list, list]:
     """Where the leaves of nested dicts, lists and tuples are, and the leaves."""
-    found, _ = tree_flatten_with_path(tree)
-    return [place for place, _ in found], [value for _, value in found]
+    if isinstance(tree, dict):
+        parts = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        parts = enumerate(tree)
+    else:
+        return [()], [tree]
+
+    places, values = [], []
+    for key, part in parts:
+        below, found = leaves(part)
+        places += [(key, *place) for place in below]
+        values += found
+    return places, values
 
 
 def backbone(arch: str | dict = TINY, **options) -> nn.Module:

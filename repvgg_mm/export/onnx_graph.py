@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..convert.foreign import FusedBlock
@@ -35,6 +34,8 @@ def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic:
     """
     optional('onnx')
     optional('onnxscript')
+    from torch.export import Dim  # torch 2.1 has none that is dynamic: see Target
+
     sizes = ({axis: Dim.DYNAMIC for axis in dynamic},) if dynamic else None
     with _quiet():
         try:

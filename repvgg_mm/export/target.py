@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..errors import UserError
 from ..openmmlab.model import check_size
+from ..torch_versions import at_least
 
 ENGINES = ('onnx', 'openvino')
+OLDEST_TORCH = '2.6'
 PRECISIONS = ('fp32', 'bf16', 'int8')
 
 
@@ -18,7 +22,7 @@ class Target:
     """What to export: see the flags of tools/export.py.
 
     Raises:
-        UserError: values that do not go together, or a size without a pixel.
+        UserError: values that do not go together, a size without a pixel, or a torch without that exporter.
     """
 
     engine: str = 'onnx'
@@ -44,6 +48,11 @@ class Target:
                 'Engines in int8 are quantised by NNCF for OpenVINO, and --engine onnx was asked for. '
                 'Use --engine openvino; TensorRT quantises the float32 engine.onnx itself.')
 
+        if not at_least(OLDEST_TORCH):
+            raise UserError(
+                f"Engines are written by the exporter of torch {OLDEST_TORCH} or newer, and this is torch "
+                f'{torch.__version__}. A converted checkpoint is plain tensors: export it in an environment with a '
+                'newer torch.')
         if self.calib_images < 1:
             raise UserError(
                 'Quantising measures ranges on training images, and --calib-images '

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
+import os
 import re
 import tarfile
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 
 from ..errors import UserError
@@ -21,14 +19,15 @@ from .atomic import CHUNK, atomic_path
 from .download import HUBS, WEB, download, is_remote
 from .pickles import globals_of_file
 from .tensor_file import is_tensor_file, read_tensor_file, write_tensor_file
+from .unpickler import Refused, find, safe_pickle
 
 ZIP = b'PK\x03\x04'
-PLAIN_KINDS = 'bBhHiIlLqQefd?'  # of numbers in numpy
-STATISTICS = ('min', 'max', 'current', 'mean')  # of mmengine's log histories
+FOLDER = 0x10  # an attribute of a zip archive's entry
+FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # a variable of torch, which then takes no reader but its own
 
 
 def read_checkpoint(path: str | PathLike, map_location: str | torch.device = 'cpu', *, trust: bool = False) -> dict:
-    """The dict in a checkpoint file, read with `weights_only=True` and mmengine's own types allowed.
+    """The dict in a checkpoint file, built from tensors, plain values and the types of known writers: see `unpickler`.
 
     Args:
         path: a file of torch or a `.safetensors` file (then `state_dict` and `meta`); or its URL or hub
@@ -91,35 +90,6 @@ def write_checkpoint(path: str | PathLike, checkpoint: Mapping) -> None:
             torch.save(checkpoint, temporary)
 
 
-@cache
-def safe_globals() -> list:
-    """What mmengine's Runner writes beside tensors: log histories, as numpy arrays and scalars.
-
-    The official RepVGG checkpoints hold their config as a yacs node, read as the OrderedDict that torch can fill.
-    """
-    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
-    dtypes = {type(np.dtype(kind)) for kind in PLAIN_KINDS}
-    entries = [np.ndarray, np.dtype, *dtypes, (OrderedDict, 'yacs.config.CfgNode')]
-
-    for name in ('_reconstruct', 'scalar'):
-        function = getattr(multiarray, name)
-        entries.append((function, f'numpy._core.multiarray.{name}'))  # as numpy 2 writes it
-        entries.append((function, f'numpy.core.multiarray.{name}'))   # as numpy 1 does
-
-    try:
-        from mmengine.logging import HistoryBuffer
-    except ImportError:  # then no file can be made into one
-        return entries
-
-    def statistic_of_history(owner: object, name: str) -> object:
-        """`getattr` for the one use that log histories make of it: HistoryBuffer.min and its like."""
-        if owner is HistoryBuffer and name in STATISTICS:
-            return getattr(owner, name)
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL builtins.getattr of {owner!r}')
-
-    return [*entries, HistoryBuffer, (statistic_of_history, 'builtins.getattr')]
-
-
 def _read_remote(source: str, map_location: str | torch.device | None, trust: bool) -> dict:
     path, fresh = download(source)
     try:
@@ -137,15 +107,19 @@ def _read_remote(source: str, map_location: str | torch.device | None, trust: bo
 
 def _read_file(path: Path, map_location: str | torch.device | None, trust: bool) -> object:
     with open(path, 'rb') as file:
+        sizes = None
         if _is_zip(file):
-            _verify_records(file)
+            sizes = _verify_records(file)
         elif path.suffix == '.safetensors' or is_tensor_file(path):
             device = map_location if isinstance(map_location, (str, torch.device)) else 'cpu'
             return read_tensor_file(path, device)
 
         file.seek(0)
-        with torch.serialization.safe_globals(safe_globals()):
-            return torch.load(file, map_location=map_location, weights_only=not trust)
+        if trust:
+            return torch.load(file, map_location=map_location, weights_only=False)
+        _check_kind(path, sizes)
+        with _own_reader_allowed():
+            return torch.load(file, map_location=map_location, weights_only=False, pickle_module=safe_pickle(sizes))
 
 
 def _is_zip(file: BinaryIO) -> bool:
@@ -154,70 +128,86 @@ def _is_zip(file: BinaryIO) -> bool:
     return file.read(len(ZIP)) == ZIP
 
 
-def _verify_records(file: BinaryIO) -> None:
-    """Compare every record with its CRC32, at which torch.load does not look.
+def _verify_records(file: BinaryIO) -> dict[str, int]:
+    """Compare every record with its CRC32, at which torch.load does not look; give their sizes in bytes.
 
     A CRC of 0 is no checksum: torch.serialization.set_crc32_options(False) writes that.
 
     Raises:
         BadZipFile and others: the archive is damaged.
     """
+    sizes = {}
     with zipfile.ZipFile(file) as archive:
         for record in archive.infolist():
             with archive.open(record) as content:
                 while record.CRC and content.read(CHUNK):
                     pass
 
+            name = record.filename.partition('/')[2].removeprefix('data/')
+            if name in sizes or record.external_attr & FOLDER:  # from a folder torch reads nothing, without a word
+                raise zipfile.BadZipFile(f'the record {name} is there twice or marked as a folder')
+            sizes[name] = record.file_size
+    return sizes
 
-def _refusal(path: Path, error: Exception) -> UserError:
-    """Why a file was not read: code in it, a kind that has to be unpickled, or damage."""
-    message = str(error)
-    if 'TorchScript' in message:
-        return UserError(
+
+def _check_kind(path: Path, sizes: Mapping[str, int] | None) -> None:
+    """Raise UserError for what torch.load gives to other readers: a program, an archive of torch before 0.2."""
+    if 'constants.pkl' in (sizes or ()):
+        raise UserError(
             f'A checkpoint is a dict of tensors, and {path} is a TorchScript archive, a program. '
             'Save model.state_dict() of the model that it was made from.')
 
-    asked = []
-    if isinstance(error, (pickle.UnpicklingError, RuntimeError)):
-        asked = _refused_globals(path, message)
-    if asked:
-        return UserError(
-            f'Reading a checkpoint runs no code from it, and {path} asks for {", ".join(asked[:3])}, which mmengine '
-            'does not write. If you trust where the file comes from, read it with --trust-checkpoint.')
-
-    if '.tar format' in message and not _starts_with_zeros(path):
-        return UserError(
+    if sizes is None and tarfile.is_tarfile(path) and not _starts_with_zeros(path):
+        asked = _refused_globals(path)
+        raise _runs_code(path, asked) if asked else UserError(
             f'Reading a checkpoint runs no code from it, and {path} is a tar archive of torch before 0.2, '
             'which can only be read by running what is in it. If you trust where the file comes from, '
             'read it with --trust-checkpoint.')
+
+
+@contextmanager
+def _own_reader_allowed() -> Iterator[None]:
+    """The variable asks for a reader that runs no code, and this one runs none."""
+    forced = os.environ.pop(FORCED, None)
+    try:
+        yield
+    finally:
+        if forced is not None:
+            os.environ[FORCED] = forced
+
+
+def _refusal(path: Path, error: Exception) -> UserError:
+    """Why a file was not read: code in it, or damage."""
+    asked = _refused_globals(path) if isinstance(error, Refused) else []
+    if asked:
+        return _runs_code(path, asked)
     return _not_a_checkpoint(path, error)
 
 
-def _refused_globals(path: Path, message: str) -> list[str]:
-    """What the pickle in a file asks for beyond the safe list; or, from that list, what torch's message refuses."""
+def _runs_code(path: Path, asked: Sequence[str]) -> UserError:
+    return UserError(
+        f'Reading a checkpoint runs no code from it, and {path} asks for {", ".join(asked[:3])}, which mmengine '
+        'does not write. If you trust where the file comes from, read it with --trust-checkpoint.')
+
+
+def _refused_globals(path: Path) -> list[str]:
+    """What the pickle in a file asks for beyond what the reader knows."""
     with open(path, 'rb') as file:
         try:
             found = globals_of_file(file)
         except Exception:  # a damaged archive
             return []
-
-    names = [name for name in found if re.fullmatch(r'[\w.]+', name)]
-    safe = _safe_names() | set(torch._weights_only_unpickler._get_allowed_globals())
-    beyond = [name for name in names if name not in safe]
-    if beyond:
-        return beyond
-    return [name for name in names if f'GLOBAL {name} ' in message]
+    return [name for name in found if re.fullmatch(r'[\w.]+', name) and not _is_known(name)]
 
 
-def _safe_names() -> set[str]:
-    """The names of `safe_globals` as a pickle asks for them."""
-    names = set()
-    for entry in safe_globals():
-        if isinstance(entry, tuple):
-            names.add(entry[1])
-        else:
-            names.add(f'{entry.__module__}.{entry.__qualname__}')
-    return names
+def _is_known(name: str) -> bool:
+    if name.endswith('Storage') and name.startswith('torch.'):
+        return True  # torch reads it as the type of a tensor's numbers
+    try:
+        find(name)
+    except Refused:
+        return False
+    return True
 
 
 def _starts_with_zeros(path: Path) -> bool:

@@ -32,9 +32,9 @@ def globals_of_pickle(file: BinaryIO) -> Iterator[str]:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name in ('GLOBAL', 'INST'):
                 module, name = argument.split(' ', 1)
-                yield _todays_name(module, name)
+                yield todays_name(module, name)
             elif opcode.name == 'STACK_GLOBAL':
-                yield _todays_name(*map(str, recent))
+                yield todays_name(*map(str, recent))
             elif opcode.name.startswith('EXT'):
                 yield f'copyreg.extension_{argument}'
 
@@ -48,8 +48,8 @@ def globals_of_pickle(file: BinaryIO) -> Iterator[str]:
         pass  # damaged, or no pickle
 
 
-def _todays_name(module: str = '', name: str = '') -> str:
-    """Pickles up to protocol 2 name globals as Python 2 did: `__builtin__.eval`, `commands.Popen`."""
+def todays_name(module: str = '', name: str = '') -> str:
+    """A global's name in Python 3; pickles up to protocol 2 name it as Python 2 did: `__builtin__.eval`."""
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     return f'{module}.{name}'
 

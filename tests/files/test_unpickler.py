@@ -1,0 +1,165 @@
+"""The reader of pickles: builds what checkpoints hold, refuses every other name and every other use of a name."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+
+from repvgg_mm import UserError, read_checkpoint
+from repvgg_mm.files.unpickler import Refused, SafeUnpickler
+
+
+def read(pickled: bytes) -> object:
+    return SafeUnpickler(io.BytesIO(pickled)).load()
+
+
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+@pytest.mark.parametrize('content', [
+    dict(text='a', numbers=[1, 2.5, 1 << 80], nothing=None, truth=True, pair=(1, 2), raw=b'\x00\xff'),
+    dict(kinds={1, 2}, frozen=frozenset({3}), complex=1 + 2j, counts=Counter([5, 5, 8])),
+    dict(ordered=OrderedDict(a=1), groups=defaultdict(dict, a=dict(b=1)), args=Namespace(lr=0.1, opt='sgd')),
+    dict(dtype=torch.bfloat16, size=torch.Size([1, 2]), device=torch.device('cpu')),
+    dict(scalar=np.float64(0.25), whole=np.int64(7), truth=np.bool_(True)),
+], ids=lambda content: next(iter(content)))
+def test_plain_values_are_built(content, protocol):
+    assert read(pickle.dumps(content, protocol)) == content
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize('array', [
+    np.arange(6.).reshape(2, 3), np.asfortranarray(np.arange(6, dtype='>i4').reshape(2, 3)), np.zeros((0, 3)),
+    np.array(True), np.array([1 + 2j])], ids=str)
+def test_arrays_of_numbers_are_built(array, protocol):
+    found = read(pickle.dumps(array, protocol))
+    np.testing.assert_array_equal(found, array)
+    assert found.shape == array.shape and found.dtype == array.dtype.newbyteorder('=')
+
+
+def test_a_log_history_is_built():
+    history = HistoryBuffer([0.5, 0.25], [1, 1])
+    found = read(pickle.dumps(history, 2))
+    assert found.data[0].tolist() == [0.5, 0.25] and found.mean() == history.mean()
+
+
+def test_the_name_of_numpys_module_in_either_version():
+    pickled = pickle.dumps(np.arange(3), 2)
+    for written in (b'numpy._core.multiarray', b'numpy.core.multiarray'):
+        other = pickled.replace(b'numpy._core.multiarray', written).replace(b'numpy.core.multiarray', written)
+        np.testing.assert_array_equal(read(other), np.arange(3))
+
+
+# Programs of a pickle: what each does, and its opcodes.
+PROGRAMS = {
+    'sets an attribute of a function': b"ctorch._utils\n_rebuild_tensor_v2\n(N}S'x'\nI1\nstb.",
+    'sets an attribute of a class': b"cmmengine.logging.history_buffer\nHistoryBuffer\n(N}S'mean'\nI1\nstb.",
+    'calls a class that is only named': b'cnumpy\nndarray\n((I3\nttR.',
+    'calls what it made': b"cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81(tR.",
+    'gives a new object arguments': b"cmmengine.logging.history_buffer\nHistoryBuffer\n(I1\nt\x81.",
+    'INST of a name that is known': b"(icollections\nOrderedDict\n.",
+    'OBJ of a name that is known': b"(ccollections\nOrderedDict\no.",
+    'an extension': b'\x80\x02\x82\x01.',
+    'an array of pointers': b"cnumpy\ndtype\n(S'O8'\nI00\nI01\ntR.",
+    'a type with fields of pointers': b"cnumpy\ndtype\n(S'V8'\nI00\nI01\ntR.",
+    'fields in the state of a type': (
+        b"cnumpy\ndtype\n(S'f8'\nI00\nI01\ntR(I3\nS'|'\nN(S'a'\nt}S'a'\n(NI0\ntsI8\nI1\nI0\ntb."),
+    'a code that is no latin1': b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.",
+    'an array of another class': b"cnumpy.core.multiarray\n_reconstruct\n(cbuiltins\ndict\n(I0\ntS'b'\ntR.",
+    'an array of a size of its own': b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I9999\ntS'b'\ntR.",
+    'an item of a tuple': b"(I1\nI2\nt(I0\nI5\nu.",
+    'an element of a dict': b'}I1\na.',
+    'elements of a set': b'cbuiltins\nset\n((ltR(I1\ne.',
+    'a method of a log history': (
+        b"cbuiltins\ngetattr\n(cmmengine.logging.history_buffer\nHistoryBuffer\nS'__init__'\ntR."),
+    'a method of a dict': b"cbuiltins\ngetattr\n(cbuiltins\ndict\nS'update'\ntR.",
+    'a module of torch': b'ctorch\nload\n.',
+    'torch reading bytes': b'ctorch.storage\n_load_from_bytes\n.',
+    'a name with a dot': b'\x80\x04\x8c\x05torch\x8c\x0cstorage.load\x93.',
+    'a name of Python 2': b'c__builtin__\neval\n.',
+    'a hook of a tensor': b"ctorch._utils\n_rebuild_parameter\n(NI00\n}S'a'\nI1\nstR.",
+}
+
+
+@pytest.mark.parametrize('name', PROGRAMS)
+def test_what_no_writer_does_is_refused(name):
+    with pytest.raises(Refused):
+        read(PROGRAMS[name])
+    assert not hasattr(torch._utils._rebuild_tensor_v2, 'x') and callable(HistoryBuffer.mean)
+
+
+def test_an_array_whose_content_is_short():
+    pickled = pickle.dumps(np.arange(3), 2)
+    assert b'K\x03\x85' in pickled  # the shape
+    with pytest.raises(Refused, match='the size of a numpy array'):
+        read(pickled.replace(b'K\x03\x85', b'K\x7f\x85'))
+
+
+def rewritten(path: Path, old: bytes, new: bytes) -> Path:
+    """A zip checkpoint whose pickle says something else."""
+    changed = path.with_name('changed.pth')
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(changed, 'w') as target:
+        for record in source.infolist():
+            content = source.read(record)
+            if record.filename.endswith('data.pkl'):
+                assert old in content
+                content = content.replace(old, new)
+            target.writestr(record.filename, content)
+    return changed
+
+
+@pytest.mark.parametrize('old, new, message', [
+    (b'K\x05tq', b'K\x7ftq', '127 elements of a record of 20 bytes'),  # of the storage
+    (b'K\x05\x85', b'K\x7f\x85', 'a tensor beyond its storage'),       # of the tensor
+    (b'QK\x00', b'QK\x07', 'a tensor beyond its storage')])            # its offset
+def test_memory_behind_a_record_is_not_read(tmp_path, old, new, message):
+    path = tmp_path / 'five.pth'
+    torch.save(dict(weight=torch.arange(5.)), path)
+    assert read_checkpoint(path)['weight'].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(rewritten(path, old, new))
+
+
+def test_strided_tensors_and_parameters(tmp_path):
+    base = torch.arange(12.).view(3, 4)
+    content = dict(part=base[1:, 1:3], turned=base.t(), empty=base[:0], number=torch.tensor(3),
+                   weight=torch.nn.Parameter(base), half=base.to(torch.bfloat16), whole=base)
+    for legacy in (False, True):
+        torch.save(content, tmp_path / 'a.pth', _use_new_zipfile_serialization=not legacy)
+        found = read_checkpoint(tmp_path / 'a.pth')
+        for name, value in content.items():
+            assert type(found[name]) is type(value) and found[name].stride() == value.stride(), name
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+        assert found['part'].untyped_storage().data_ptr() == found['whole'].untyped_storage().data_ptr()
+
+
+def test_a_folder_in_an_archive_is_no_record(tmp_path):
+    """torch gives the memory that it had reserved for such a record, whatever is in it."""
+    path = tmp_path / 'a.pth'
+    torch.save(dict(weight=torch.arange(5.)), path)
+    whole = bytearray(path.read_bytes())
+    for start in range(len(whole)):
+        if whole[start:start + 4] == b'PK\x01\x02':
+            whole[start + 38] |= 0x10
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match='marked as a folder'):
+        read_checkpoint(path)
+
+
+def test_torchs_own_wish_for_a_safe_reader(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    torch.save(dict(history=HistoryBuffer([1.], [1])), tmp_path / 'a.pth')
+    assert read_checkpoint(tmp_path / 'a.pth')['history'].data[0].tolist() == [1]
+
+
+def test_a_program_is_no_checkpoint(tmp_path):
+    torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / 'a.pt'))
+    with pytest.raises(UserError, match='TorchScript archive, a program'):
+        read_checkpoint(tmp_path / 'a.pt')
