@@ -7,6 +7,7 @@ same from the same normalised image: full-size logits, or decoded boxes and scor
 calls. Engines of this checkpoint that are in DIR already are used again, so that times can be taken by themselves.
 """
 
+import argparse
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from repvgg_mm.__main__ import run_script
 from repvgg_mm.block import branch_by_branch
-from repvgg_mm.commands.flags import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.commands.arguments import add_checkpoint, add_config
+from repvgg_mm.commands.setup import load_config
 from repvgg_mm.convert.measure import Latency, cpu_name, interleaved_latency
 from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
 from repvgg_mm.deploy.config import deploy_config
@@ -32,7 +35,8 @@ KINDS = (('onnx', 'fp32'), *(('openvino', precision) for precision in PRECISIONS
 
 
 def main() -> None:
-    parser = parser_with_config('Accuracy and latency of both forms and of every engine.')
+    parser = argparse.ArgumentParser(description='Accuracy and latency of both forms and of every engine.')
+    add_config(parser)
     add_checkpoint(parser)
     parser.add_argument('--out', type=Path, required=True, help='folder for a folder of each engine')
     parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
@@ -113,4 +117,4 @@ def autocast(network: nn.Module, image: torch.Tensor) -> None:
 
 
 if __name__ == '__main__':
-    run_tool(main)
+    run_script(main)

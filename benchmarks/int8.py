@@ -20,8 +20,10 @@ import openvino
 import torch
 from mmengine.config import Config
 
+from repvgg_mm.__main__ import run_script
 from repvgg_mm.block import branch_by_branch
-from repvgg_mm.commands.flags import add_checkpoint, load_config, parser_with_config, run_tool
+from repvgg_mm.commands.arguments import add_checkpoint, add_config
+from repvgg_mm.commands.setup import load_config
 from repvgg_mm.convert.measure import cpu_name, interleaved_latency
 from repvgg_mm.convert.raw_outputs import raw_outputs
 from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
@@ -54,8 +56,9 @@ def main() -> None:
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:
-    parser = parser_with_config(description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config(parser)
     add_checkpoint(parser)
     parser.add_argument('--shape', type=int, nargs=2, required=True, metavar=('H', 'W'))
     parser.add_argument('--work-dir', dest='folder', type=Path, required=True)
@@ -154,4 +157,4 @@ def measure_latency(cfg: Config, checkpoint: Checkpoint, shape: list[int], folde
 
 
 if __name__ == '__main__':
-    run_tool(main)
+    run_script(main)

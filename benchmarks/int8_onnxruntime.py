@@ -13,7 +13,8 @@ from int8 import noise, parser_of, show
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from repvgg_mm.commands.flags import load_config, run_tool
+from repvgg_mm.__main__ import run_script
+from repvgg_mm.commands.setup import load_config
 from repvgg_mm.convert.measure import cpu_name, interleaved_latency
 from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.description import write_description
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    run_tool(main)
+    run_script(main)

@@ -4,53 +4,68 @@ What needs torch alone (`whole_model_convert`, `compare_models`, `fusible`, ...)
 `repvgg_mm.engine` without torch. Asking for anything else then says what to install.
 """
 
-from .errors import UserError
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from .errors import UserError  # noqa: F401
 from .version import __version__  # noqa: F401
 
-__all__ = [
-    'ARCHS', 'Arch', 'BFloat16OptimWrapper', 'Branch', 'FusedBlock', 'Parts', 'RepVGG', 'RepVGGBlock',
-    'RepVGGConvertHook', 'UserError', 'compare_models', 'fast_dilations', 'fusible', 'load_strictly',
-    'predict', 'read_checkpoint', 'whole_model_convert',
-]
-NEED_OPENMMLAB = ('BFloat16OptimWrapper', 'RepVGG', 'RepVGGConvertHook', 'predict')
+NEED_TORCH = {
+    'ARCHS': 'archs', 'Arch': 'archs', 'RepVGGBlock': 'block', 'compare_models': 'convert.compare',
+    'Branch': 'convert.foreign', 'FusedBlock': 'convert.foreign', 'Parts': 'convert.foreign',
+    'fusible': 'convert.foreign', 'load_strictly': 'convert.weights', 'whole_model_convert': 'convert.whole',
+    'read_checkpoint': 'files.checkpoint', 'fast_dilations': 'stages',
+}
+NEED_OPENMMLAB = {
+    'RepVGG': 'backbone', 'RepVGGConvertHook': 'deploy.hook', 'BFloat16OptimWrapper': 'openmmlab.amp',
+    'load': 'deploy.load', 'predict': 'inference.predict',
+}
+__all__ = sorted(['UserError', '__version__', *NEED_TORCH, *NEED_OPENMMLAB])
 
-_missing = {}  # the sentence to say for each name that is not there
 
-try:
-    import torch  # noqa: F401
-except ImportError as error:
-    _sentence = (
-        f'repvgg_mm converts models of torch, and torch cannot be imported ({error}). '
-        'Install it: pip install torch (docs/install.md).')
-    _missing = dict.fromkeys(set(__all__) - {'UserError'}, _sentence)
-else:
-    from .archs import ARCHS, Arch
-    from .block import RepVGGBlock
+def register() -> None:
+    """Put what configs name into MMEngine's registries, and the blocks of other libraries among those that fuse."""
+    from .environment import openmmlab_missing, torch_missing, wrong_combination
+    if torch_missing():
+        return
+
     from .convert import foreign_blocks  # noqa: F401  registers what it knows
-    from .convert.compare import compare_models
-    from .convert.foreign import Branch, FusedBlock, Parts, fusible
-    from .convert.weights import load_strictly
-    from .convert.whole import whole_model_convert
-    from .files.checkpoint import read_checkpoint
-    from .stages import fast_dilations
+    if openmmlab_missing():
+        return
 
-    try:
-        import mmcv  # noqa: F401
-        import mmengine  # noqa: F401
-    except ImportError as error:
-        _sentence = (
-            f'repvgg_mm needs mmengine and mmcv, and {error.name} cannot be imported ({error}). '
-            "Install one stack, not both, in a clone: pip install --no-build-isolation -e '.[openmmlab]' or '.[onedl]' "
-            '(docs/install.md).')
-        _missing = dict.fromkeys(NEED_OPENMMLAB, _sentence)
-    else:
-        from .backbone import RepVGG
-        from .deploy.hook import RepVGGConvertHook
-        from .inference.predict import predict
-        from .openmmlab.amp import BFloat16OptimWrapper
+    if wrong_combination():
+        import warnings
+        warnings.warn(wrong_combination(), stacklevel=2)
+    from .backbone import RepVGG  # noqa: F401
+    from .deploy.hook import RepVGGConvertHook  # noqa: F401
+    from .openmmlab.amp import BFloat16OptimWrapper  # noqa: F401
+    from .openmmlab.shipped import let_bases_be_named
+    let_bases_be_named()
 
 
 def __getattr__(name: str) -> object:
-    if name in _missing:
-        raise ImportError(_missing[name])
+    if name in NEED_TORCH or name in NEED_OPENMMLAB:
+        from .environment import openmmlab_missing, torch_missing
+        missing = torch_missing() or (name in NEED_OPENMMLAB and openmmlab_missing())
+        if missing:
+            raise ImportError(missing)
+        file = {**NEED_TORCH, **NEED_OPENMMLAB}[name]
+        return getattr(import_module(f'.{file}', __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+def _is_command_line() -> bool:
+    """Whether this is `repvgg-mm` or `python -m repvgg_mm`, which registers once it has read its arguments."""
+    as_module = sys.argv[:1] == ['-m'] and 'repvgg_mm' in sys.orig_argv[:sys.orig_argv.index('-m') + 2]
+    return as_module or Path(sys.argv[0] if sys.argv else '').stem == 'repvgg-mm'
+
+
+if not _is_command_line():
+    register()

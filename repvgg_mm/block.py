@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .branch_sum import Geometry, Norm, branch_sum, centres
+from .environment import cpu_autocast_dtype
 from .errors import UserError
 from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
-from .torch_versions import cpu_autocast_dtype
 
 
 class Conv1x1(nn.Conv2d):

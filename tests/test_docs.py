@@ -42,7 +42,10 @@ def parse(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentPar
     parse_args = argparse.ArgumentParser.parse_args
 
     def only_parse(parser, args=None, namespace=None):
-        parse_args(parser, args, namespace)
+        found = parse_args(parser, args, namespace)
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parser = action.choices[found.command.replace('_', '-')]
         raise Parsed(parser)
 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', only_parse)
@@ -289,7 +292,7 @@ def test_design_names_every_module():
     for room in [PACKAGE, *(path for path in PACKAGE.iterdir() if (path / '__init__.py').exists())]:
         name = room.relative_to(PACKAGE.parent).as_posix()
         row = next(line for line in text.splitlines() if line.startswith(f'| `{name}` |'))
-        files = [path.stem for path in room.glob('*.py') if path.stem != '__init__']
+        files = [path.stem for path in room.glob('*.py') if not path.stem.startswith('__')]
         assert sorted(re.findall(r'`(\w+)`', row.split('|')[3])) == sorted(files), name
 
 

@@ -12,10 +12,9 @@ import pytest
 import repvgg_mm
 
 PACKAGE = Path(repvgg_mm.__file__).parent
-MOST_FILES = 12  # in a folder, beside its __init__
-BASIC = {'errors', 'version'}
-PAPER = ['registry', 'archs', 'fusion', 'branch_sum', 'torch_versions', 'block', 'layouts', 'pretrained', 'stages',
-         'backbone']
+MOST_FILES = 12  # in a folder, beside its __init__ and __main__
+BASIC = {'errors', 'version', 'environment'}
+PAPER = ['registry', 'archs', 'fusion', 'branch_sum', 'block', 'layouts', 'pretrained', 'stages', 'backbone']
 TORCH_PAPER = set(PAPER) - {'registry', 'backbone'}
 ROOMS = ['files', 'convert', 'openmmlab', 'deploy', 'engine', 'export', 'inference', 'report', 'demo', 'commands']
 
@@ -23,12 +22,13 @@ ROOMS = ['files', 'convert', 'openmmlab', 'deploy', 'engine', 'export', 'inferen
 ALLOWED = {
     'errors': (set(), set()),
     'version': (set(), set()),
+    '__main__': ({'commands', '__init__'}, set()),
     'archs': (set(), set()),
     'registry': (set(), {'mmengine'}),
     'fusion': (set(), {'torch'}),
     'branch_sum': (set(), {'torch'}),
-    'torch_versions': (set(), {'torch'}),
-    'block': ({'branch_sum', 'fusion', 'torch_versions'}, {'torch'}),
+    'environment': (set(), {'torch', 'torchvision', 'mmcv', 'mmengine'}),
+    'block': ({'branch_sum', 'fusion'}, {'torch'}),
     'layouts': (set(), {'torch'}),
     'pretrained': ({'archs', 'block', 'fusion', 'layouts'}, {'torch'}),
     'stages': ({'archs', 'block', 'pretrained'}, {'torch'}),
@@ -44,11 +44,13 @@ ALLOWED = {
         'torch', 'numpy', 'mmengine', 'mmdet', 'cv2', 'matplotlib', 'jinja2', 'markupsafe'}),
     'demo': ({*PAPER, 'files', 'convert', 'openmmlab', 'deploy', 'report'}, {
         'torch', 'numpy', 'mmengine', 'matplotlib', 'cv2'}),
-    'commands': ({*PAPER, *ROOMS[:9]}, {'torch', 'mmengine'}),
+    'commands': ({*PAPER, *ROOMS[:9]}, {'torch', 'mmengine', 'argcomplete'}),
 }
 # Files that may import less than their room: they work where torch or MMEngine is not installed.
 NARROWER = {
     'engine/__init__': (set(), set()),
+    'commands/__init__': (set(), set()),
+    'commands/arguments': (set(), {'argcomplete'}),
     'engine/description': (set(), set()),
     'engine/engine': (set(), {'numpy'}),
     'engine/detections': (set(), {'numpy'}),
@@ -58,6 +60,7 @@ MMENGINE_WHERE_CALLED = {'convert/raw_outputs', 'files/checkpoint', 'files/downl
 WITHOUT_TESTS_OF_THEIR_OWN = {
     '__init__': 'tests/test_rooms.py',
     'version': 'one line',
+    '__main__': 'tests/commands/test_arguments.py, and every test of a tool',
 }
 
 
@@ -165,7 +168,7 @@ def test_there_is_no_circle(of):
 
 def test_no_folder_is_crowded():
     for folder in [PACKAGE, *(PACKAGE / room for room in ROOMS)]:
-        names = [path.stem for path in folder.glob('*.py') if path.stem != '__init__']
+        names = [path.stem for path in folder.glob('*.py') if not path.stem.startswith('__')]
         assert 0 < len(names) <= MOST_FILES, (folder.name, names)
 
 

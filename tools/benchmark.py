@@ -1,7 +1,8 @@
 """Both forms of models, engines and rivals side by side: python tools/benchmark.py CONFIG ... --plot FILE.png"""
 
-from repvgg_mm.commands.benchmark import main
-from repvgg_mm.commands.flags import run_tool
+import sys
 
 if __name__ == '__main__':
-    run_tool(main)
+    sys.argv[:1] = ['repvgg-mm', 'benchmark']
+    from repvgg_mm.__main__ import main
+    main()

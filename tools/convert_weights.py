@@ -1,7 +1,8 @@
 """Rename or fuse weights of a bare backbone: python tools/convert_weights.py SRC DST -a RepVGG-A0 [--to official]"""
 
-from repvgg_mm.commands.convert_weights import main
-from repvgg_mm.commands.flags import run_tool
+import sys
 
 if __name__ == '__main__':
-    run_tool(main)
+    sys.argv[:1] = ['repvgg-mm', 'convert-weights']
+    from repvgg_mm.__main__ import main
+    main()

@@ -1,7 +1,8 @@
 """Convert a trained segmentor or detector: python tools/convert_whole.py CONFIG CHECKPOINT --out DIR"""
 
-from repvgg_mm.commands.convert import main
-from repvgg_mm.commands.flags import run_tool
+import sys
 
 if __name__ == '__main__':
-    run_tool(main)
+    sys.argv[:1] = ['repvgg-mm', 'convert']
+    from repvgg_mm.__main__ import main
+    main()

@@ -1,7 +1,8 @@
 """From nothing to a verified deploy segmentor and detector: python tools/demo.py"""
 
-from repvgg_mm.commands.demo import main
-from repvgg_mm.commands.flags import run_tool
+import sys
 
 if __name__ == '__main__':
-    run_tool(main)
+    sys.argv[:1] = ['repvgg-mm', 'demo']
+    from repvgg_mm.__main__ import main
+    main()

@@ -1,7 +1,8 @@
 """Write the generated dataset of the demo: python tools/make_shapes.py data/shapes [--classification]"""
 
-from repvgg_mm.commands.flags import run_tool
-from repvgg_mm.commands.make_shapes import main
+import sys
 
 if __name__ == '__main__':
-    run_tool(main)
+    sys.argv[:1] = ['repvgg-mm', 'make-shapes']
+    from repvgg_mm.__main__ import main
+    main()

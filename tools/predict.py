@@ -1,7 +1,8 @@
 """Draw what a model predicts: python tools/predict.py CONFIG CHECKPOINT_OR_ENGINE IMAGES ... --out DIR"""
 
-from repvgg_mm.commands.flags import run_tool
-from repvgg_mm.commands.predict import main
+import sys
 
 if __name__ == '__main__':
-    run_tool(main)
+    sys.argv[:1] = ['repvgg-mm', 'predict']
+    from repvgg_mm.__main__ import main
+    main()

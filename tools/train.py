@@ -1,7 +1,8 @@
 """Train a model: python tools/train.py CONFIG [--work-dir DIR] [--resume] [--amp]"""
 
-from repvgg_mm.commands.flags import run_tool
-from repvgg_mm.commands.train import main
+import sys
 
 if __name__ == '__main__':
-    run_tool(main)
+    sys.argv[:1] = ['repvgg-mm', 'train']
+    from repvgg_mm.__main__ import main
+    main()

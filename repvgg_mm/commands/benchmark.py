@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,33 +12,11 @@ from ..errors import UserError
 from ..files.atomic import check_output_file
 from ..openmmlab.device import usable_device
 from ..openmmlab.model import check_size
-from ..report.benchmark import WORK, Setting, benchmark, build_forms, engine_versions, load_engines
+from ..report.benchmark import Setting, benchmark, build_forms, engine_versions, load_engines
 from ..report.benchmark_output import draw, table, write_json
-from .flags import add_report
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description='Time models of configs, interleaved in one process, after a warm-up. No weights are loaded.')
-    parser.add_argument(
-        'configs', nargs='+', metavar='CONFIG_OR_ENGINE',
-        help='configs, whose models with RepVGG blocks are measured in both forms; and engines (.onnx, '
-             '.xml), with --work forward')
-    parser.add_argument('--shape', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'))
-    parser.add_argument('--batch', type=int, default=1, help='images a call')
-    parser.add_argument('--work', nargs='+', choices=WORK, default=['forward'])
-    parser.add_argument('--device', help='a GPU by default if there is one')
-    parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32')
-    parser.add_argument('--amp', choices=['bfloat16', 'float16'], help='torch.autocast in this type')
-    parser.add_argument(
-        '--compile', action='store_true',
-        help='torch.compile; steps on a GPU only; what a step keeps is that of the uncompiled model')
-    parser.add_argument('--channels-last', action='store_true')
-    parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--json', type=Path, help='file for the figures')
-    parser.add_argument('--plot', type=Path, help='file for a picture (.png, .svg, .pdf)')
-    add_report(parser)
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     check_arguments(args)
 
     engines = load_engines(path for path in args.configs if is_engine(path))

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..deploy.checkpoint import Checkpoint
 from ..deploy.conversion import convert_checkpoint, write_deploy
 from ..deploy.costs import costs_table, measure_costs
 from ..files.atomic import check_output_file, check_output_folder
-from .flags import add_checkpoint, add_report, load_config, parser_with_config
-from .screen import Screen, open_screen
+from .screen import Screen, command_line, open_screen
+from .setup import load_config
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_with_config('Fuse every RepVGG block of a trained model, prove it, write checkpoint and config.')
-    add_checkpoint(parser)
-    parser.add_argument('--out', required=True, help='folder for deploy.pth and deploy.py')
-    parser.add_argument('--format', choices=['pth', 'safetensors'], default='pth', help='of the weights')
-    parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
-    parser.add_argument(
-        '--shape', type=int, nargs=2, metavar=('H', 'W'),
-        help='size of the input on which both forms are compared; from the config by default')
-    add_report(parser)
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     with open_screen(args.verbose) as screen:
         convert(args, screen)
 
@@ -44,7 +32,7 @@ def convert(args: argparse.Namespace, screen: Screen) -> None:
 
     weights = write_deploy(conversion, out, args.format)
     config = out / 'deploy.py'
-    command = shlex.join(['python', 'tools/test.py', str(config), str(weights)])
+    command = command_line('test', config, weights)
     screen.say(f'Wrote {weights} and {config}. Next:\n  {command}')
 
     if args.report:

@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from ..deploy.checkpoint import Checkpoint
 from ..engine.description import Description
 from ..export.export import export, trtexec
 from ..export.quantise import describe_attempt
-from ..export.target import ENGINES, PRECISIONS, Target
+from ..export.target import Target
 from ..files.atomic import check_output_file
-from .flags import add_checkpoint, add_report, load_config, parser_with_config
 from .screen import Screen, open_screen
+from .setup import load_config
 
-DESCRIPTION = 'Fuse a trained model, export it as an ONNX or OpenVINO engine, and prove that it computes the same.'
 
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_with_config(DESCRIPTION)
-    add_checkpoint(parser)
-    parser.add_argument('--out', required=True, help='folder for engine.onnx, or engine.xml and .bin, and engine.json')
-    parser.add_argument('--engine', choices=ENGINES, default='onnx', help='onnx runs in ONNX Runtime and TensorRT')
-    parser.add_argument(
-        '--precision', choices=PRECISIONS, default='fp32',
-        help='bf16 (OpenVINO): weights stay float32, a CPU that has bfloat16 computes in it; '
-             'int8 (OpenVINO): quantised on training images, judged on the validation set')
-    parser.add_argument(
-        '--shape', type=int, nargs=2, metavar=('H', 'W'),
-        help='size of the images; by default that of the first validation image as a test feeds it')
-    parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
-    parser.add_argument('--argmax', action='store_true', help='a segmentor ends at its label map')
-    parser.add_argument(
-        '--preprocess', action='store_true',
-        help='take uint8 BGR images (N, H, W, 3), as cv2.imread gives them, and normalise inside')
-    parser.add_argument(
-        '--calib-images', type=int, default=Target.calib_images, metavar='N',
-        help='training images from which int8 takes its ranges (default: %(default)s)')
-    parser.add_argument(
-        '--max-drop', type=float, default=Target.max_drop, metavar='POINTS',
-        help='of mIoU, or of mAP x 100, that int8 may lose; beyond it nothing is written (default: %(default)s)')
-    parser.add_argument('--overwrite', action='store_true', help='write into a folder that is not empty')
-    add_report(parser)
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     with open_screen(args.verbose) as screen:
         export_engine(args, screen)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import logging
 import math
+import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -123,6 +125,14 @@ class ProgressHook(Hook):
         written = written_checkpoints(runner)
         if written:
             self.screen.say(f'Wrote {", ".join(map(str, written))}')
+
+
+def command_line(command: str, *words: object) -> str:
+    """What to type for a command of this package, in the folder where the user is."""
+    script = shutil.which('repvgg-mm')
+    here = script is not None and Path(script).parent == Path(sys.executable).parent
+    start = ['repvgg-mm'] if here else [sys.executable, '-m', 'repvgg_mm']
+    return shlex.join([*start, command, *map(str, words)])
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from mmengine.config import Config
 
@@ -11,20 +10,11 @@ from ..engine.description import is_engine
 from ..engine.evaluate import evaluate, open_weights
 from ..errors import UserError
 from ..openmmlab.data import complete_test_set
-from .flags import add_checkpoint, add_launch, load_config, parser_with_config
 from .screen import Screen, metrics_text, open_screen
+from .setup import load_config
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_with_config('Evaluate a segmentor, detector or classifier on its test set.')
-    add_checkpoint(parser, engine=True)
-    add_launch(parser)
-    parser.add_argument('--out', help='folder (masks of a segmentor) or .pkl file for the predictions')
-    parser.add_argument('--show', action='store_true', help='show predictions on the screen')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     with open_screen(args.verbose) as screen:
         test(args, screen)
 

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
 from ..openmmlab.amp import use_amp
 from ..openmmlab.resume import resume_from, resume_latest
 from ..openmmlab.runner import build_runner
-from .flags import add_launch, add_trust, load_config, parser_with_config
 from .screen import ProgressHook, Screen, open_screen
+from .setup import load_config
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = parser_with_config('Train a segmentor or detector.')
-    add_launch(parser)
-    add_trust(parser)
-    parser.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work dir')
-    parser.add_argument('--amp', action='store_true', help='mixed precision: float16 on a GPU, bfloat16 on a CPU')
-    parser.add_argument('--amp-dtype', choices=['float16', 'bfloat16'], help='mixed precision in this type')
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
     with open_screen(args.verbose) as screen:
         train(args, screen)
 

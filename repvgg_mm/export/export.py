@@ -35,7 +35,7 @@ from .networks import Preprocess, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
 from .quantise import quantise_engine
-from .target import Target
+from .target import Target, check_exporter
 
 TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
 TRACED = (2, 288, 416)  # batch, height and width of the example of a dynamic export: no map of it has a side of 1
@@ -115,6 +115,7 @@ def export(
 
 def _check_export(cfg: Config, out: Path, target: Target, overwrite: bool) -> None:
     """UserError for what can be known before the work begins: the folder, the packages, the data of int8."""
+    check_exporter()
     check_output_folder(out, overwrite)
 
     runtime = 'onnxruntime' if target.engine == 'onnx' else 'openvino'

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..environment import torch_at_least
 from ..errors import UserError
 from ..openmmlab.model import check_size
-from ..torch_versions import at_least
 
 ENGINES = ('onnx', 'openvino')
 OLDEST_TORCH = '2.6'
@@ -22,7 +22,7 @@ class Target:
     """What to export: see the flags of tools/export.py.
 
     Raises:
-        UserError: values that do not go together, a size without a pixel, or a torch without that exporter.
+        UserError: values that do not go together, or a size without a pixel.
     """
 
     engine: str = 'onnx'
@@ -48,11 +48,6 @@ class Target:
                 'Engines in int8 are quantised by NNCF for OpenVINO, and --engine onnx was asked for. '
                 'Use --engine openvino; TensorRT quantises the float32 engine.onnx itself.')
 
-        if not at_least(OLDEST_TORCH):
-            raise UserError(
-                f"Engines are written by the exporter of torch {OLDEST_TORCH} or newer, and this is torch "
-                f'{torch.__version__}. A converted checkpoint is plain tensors: export it in an environment with a '
-                'newer torch.')
         if self.calib_images < 1:
             raise UserError(
                 'Quantising measures ranges on training images, and --calib-images '
@@ -68,3 +63,12 @@ class Target:
         if not self.dynamic:
             return ()
         return (0, 1, 2) if self.preprocess else (0, 2, 3)
+
+
+def check_exporter() -> None:
+    """Raise UserError if this torch has no exporter that keeps a size of the input open."""
+    if not torch_at_least(OLDEST_TORCH):
+        raise UserError(
+            f'Engines are written by the exporter of torch {OLDEST_TORCH} or newer, and this is torch '
+            f'{torch.__version__}. A converted checkpoint is plain tensors: export it in an environment with a '
+            'newer torch.')

@@ -1,6 +1,6 @@
 """What MMEngine, mmsegmentation and mmdetection put around a model: configs, data, Runners.
 
-Read in this order: `config` (a config read, searched, copied), `model` (the model of a config), `data` (its datasets),
-`preprocessing` (what it does to images), `runner` (training and testing), `resume` (going on after an interruption),
-`amp` and `device`.
+Read in this order: `shipped` (the configs of this package), `config` (a config read, searched, copied), `model` (the
+model of a config), `data` (its datasets), `preprocessing` (what it does to images), `runner` (training and testing),
+`resume` (going on after an interruption), `amp` and `device`.
 """

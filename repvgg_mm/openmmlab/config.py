@@ -11,6 +11,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from ..errors import UserError, first_line
+from .shipped import shipped_config
 
 STACK = "Install a stack: pip install --no-build-isolation -e '.[openmmlab]', or '.[onedl]'"
 CLASSIFICATION = (
@@ -26,6 +27,8 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
         UserError: there is no such file or it is not a config.
     """
     path = Path(path)
+    if not path.exists():
+        path = shipped_config(path) or path
     if not path.is_file():
         found = 'a folder' if path.is_dir() else 'missing'
         raise UserError(
@@ -33,10 +36,14 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
 
     try:
         cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program of the user's
+    except ModuleNotFoundError as error:
+        if error.name != 'pkg_resources':
+            raise _no_config(path, error) from None
         raise UserError(
-            f'A config is Python that MMEngine can merge with its bases, and {path} is not '
-            f'({type(error).__name__}: {error}). Compare it with a file in configs/.') from None
+            f"MMEngine finds a base such as 'mmseg::...' with pkg_resources, which setuptools 82 and newer no longer "
+            f"have, and {path} has such a base. Install an older one: pip install 'setuptools<81'.") from None
+    except Exception as error:  # a config is a program of the user's
+        raise _no_config(path, error) from None
 
     if options is not None:
         try:
@@ -51,6 +58,12 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
             f'A config describes a model, and {path} has only {sorted(cfg)[:8]}. '
             'Give a config of configs/ rather than one of configs/_base_/.')
     return cfg
+
+
+def _no_config(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f'A config is Python that MMEngine can merge with its bases, and {path} is not '
+        f'({type(error).__name__}: {error}). Compare it with a file in configs/.')
 
 
 def import_toolbox(cfg: Config) -> None:

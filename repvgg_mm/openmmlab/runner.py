@@ -11,6 +11,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..environment import check_torchvision
 from ..files.atomic import atomic_path
 from .config import explained
 from .data import check_dataset
@@ -28,8 +29,9 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 
     Raises:
         UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
-            says it is, or the config names a part or an option that there is not.
+            says it is, the config names a part or an option that there is not, or torchvision does not fit torch.
     """
+    check_torchvision()
     for split in splits:
         check_dataset(cfg, split)
     if cfg.launcher != 'none' and not torch.cuda.is_available():

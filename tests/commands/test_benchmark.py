@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from repvgg_mm import UserError
-from repvgg_mm.commands.benchmark import main, random_images
+from repvgg_mm.__main__ import run
+from repvgg_mm.commands.benchmark import random_images
 
 
 def test_images_are_as_asked_for():
@@ -26,4 +27,4 @@ def test_images_are_as_asked_for():
     (('--json', 'a.txt'), r'--json names a file in \.json')])
 def test_mistakes_are_found_before_a_model_is_built(arguments, message):
     with pytest.raises(UserError, match=message):
-        main(['absent.py', *arguments])
+        run(['benchmark', 'absent.py', *arguments])

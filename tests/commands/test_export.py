@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 from tool_runs import CONFIG, assert_refused, run_tool
 
-from repvgg_mm.commands.export import _timed_progress, main
+from repvgg_mm.__main__ import run
+from repvgg_mm.commands.export import _timed_progress
 from repvgg_mm.commands.screen import Screen
 
 pytestmark = pytest.mark.stack
 
 
 def test_what_it_says_of_an_engine(checkpoint, tmp_path, capsys):
-    main([CONFIG, str(checkpoint), '--out', str(tmp_path / 'engine'), '--shape', '64', '64', '--dynamic'])
+    run(['export', CONFIG, str(checkpoint), '--out', str(tmp_path / 'engine'), '--shape', '64', '64', '--dynamic'])
     out = capsys.readouterr().out
     assert 'Relative error on 1x3x64x64: logits ' in out and 'Relative error on 2x3x77x91: logits ' in out
     assert f'Wrote {tmp_path / "engine" / "engine.onnx"} and engine.json.' in out

@@ -16,7 +16,8 @@ from mmengine.runner import Runner
 from tool_runs import ROOT, iterations, run_tool, small_data, syncbn_config
 
 from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
-from repvgg_mm.commands.flags import load_config, parser_with_config
+from repvgg_mm.commands.arguments import parse
+from repvgg_mm.commands.setup import load_config
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
 from repvgg_mm.openmmlab.runner import build_runner
@@ -80,7 +81,7 @@ class JustBefore(Hook):
 def a_runner(folder: Path, shapes: Path, text: str = '') -> Runner:
     path = syncbn_config(folder, "dict(type='RepVGGConvertHook', shape=(64, 64))")
     path.write_text(path.read_text() + text)
-    args = parser_with_config('').parse_args([str(path), *flags(shapes, 2), 'model.backbone.norm_cfg.type=BN'])
+    args = parse(['train', str(path), *flags(shapes, 2), 'model.backbone.norm_cfg.type=BN'])
     cfg = load_config(args)
     cfg.update(launcher='none', work_dir=str(folder / 'work'))
     return build_runner(cfg, 'train', 'val')

@@ -247,12 +247,12 @@ def counts(monkeypatch) -> Counter:
 
 
 def test_the_tool_reads_hashes_and_proves_a_checkpoint_once(segmentor_file, tmp_path, capsys, request):
-    from repvgg_mm.commands.export import main
+    from repvgg_mm.__main__ import run
     counts = request.getfixturevalue('counts')  # after all modules are there
     config = tmp_path / 'config.py'
     config.write_text(f'model = {pspnet_config()}\ndefault_scope = "mmseg"\n')
-    main([str(config), str(segmentor_file), '--out', str(tmp_path / 'engine'), '--shape', '64', '64', '--report',
-          str(tmp_path / 'report.html')])
+    run(['export', str(config), str(segmentor_file), '--out', str(tmp_path / 'engine'), '--shape', '64', '64',
+         '--report', str(tmp_path / 'report.html')])
     assert counts == dict(reads=1, hashes=1, proofs=1)
     assert 'Report' in capsys.readouterr().out
     meta = json.loads((tmp_path / 'engine' / 'engine.json').read_text())

@@ -1,0 +1,42 @@
+"""`repvgg-mm COMMAND ...`, `python -m repvgg_mm COMMAND ...` and the files in tools: one command line."""
+# PYTHON_ARGCOMPLETE_OK
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from . import register
+from .commands.arguments import parse
+from .environment import check_environment
+from .errors import UserError
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """Do what a command line asks for; UserError if it cannot be done."""
+    args = parse(argv)
+
+    check_environment()
+    register()
+    command = import_module(f'{__package__}.commands.{args.command}')
+    command.run(args)
+
+
+def run_script(script: Callable[[], None]) -> None:
+    """Run a script's function; a UserError becomes one message on stderr and exit code 1."""
+    try:
+        script()
+    except UserError as error:
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+
+
+def main() -> None:
+    """The command line of this process."""
+    run_script(run)
+
+
+if __name__ == '__main__':
+    sys.argv[0] = 'repvgg-mm'
+    main()

@@ -1,0 +1,64 @@
+"""What can be asked, and how fast the answer to --help comes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import repvgg_mm
+from repvgg_mm.commands import arguments
+from repvgg_mm.commands.arguments import parse
+from repvgg_mm.deploy.weight_file import TARGETS
+from repvgg_mm.export.target import ENGINES, PRECISIONS, Target
+from repvgg_mm.report.benchmark import WORK
+
+COMMANDS = ('train', 'test', 'convert', 'convert-weights', 'export', 'predict', 'benchmark', 'demo', 'make-shapes')
+LOADS_NOTHING = """
+import sys
+sys.argv = ['repvgg-mm', *{words!r}]
+from repvgg_mm.__main__ import main
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == {code}, stop.code
+heavy = {{'torch', 'numpy', 'mmengine', 'mmcv', 'cv2'}} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_the_choices_are_those_of_the_rooms_that_do_the_work():
+    assert arguments.ENGINES == ENGINES and arguments.PRECISIONS == PRECISIONS
+    assert arguments.LAYOUTS == TARGETS and arguments.WORK == WORK
+    assert Target.calib_images == arguments.CALIB_IMAGES and Target.max_drop == arguments.MAX_DROP
+
+
+@pytest.mark.parametrize('words, code', [
+    (['--help'], 0), (['convert'], 2), (['convert', '--help'], 0), (['make-shapes', '--help'], 0)])
+def test_help_and_wrong_flags_load_nothing(words, code):
+    program = LOADS_NOTHING.format(words=words, code=code)
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert 'repvgg-mm' in result.stdout + result.stderr
+
+
+def test_as_a_module_too():
+    result = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'repvgg_mm', 'convert', '--help'],
+                            capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith('usage: repvgg-mm convert')
+    assert not [line for line in result.stderr.splitlines() if line.rpartition('|')[2].strip() in ('torch', 'numpy')]
+
+
+def test_each_command_is_a_file():
+    for name in COMMANDS:
+        words = dict(train=['c'], test=['c', 'w'], convert=['c', 'w', '--out', 'o'], export=['c', 'w', '--out', 'o'],
+                     predict=['c', 'w', 'i', '--out', 'o'], benchmark=['c'], demo=[])
+        words['convert-weights'], words['make-shapes'] = ['a', 'b', '-a', 'A0'], ['r']
+        assert parse([name, *words[name]]).command == name.replace('-', '_')
+
+
+def test_tab_completion_shows_what_is_public():
+    assert dir(repvgg_mm) == sorted(repvgg_mm.__all__)
+    for name in repvgg_mm.__all__:
+        assert getattr(repvgg_mm, name) is not None
