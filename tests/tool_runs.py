@@ -16,9 +16,10 @@ def run_tool(
     *command: object, check: bool = True, python: str | Path = sys.executable, **environment: str
 ) -> subprocess.CompletedProcess:
     """`python COMMAND` with its output; an AssertionError shows that output if `check` and it failed."""
+    scripts = Path(python).parent  # as in an environment that is activated
     result = subprocess.run(
         [python, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env={'OMP_NUM_THREADS': '1', **os.environ, **environment})
+        env={'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scripts}{os.pathsep}{os.environ["PATH"]}', **environment})
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmengine.config import utils
+from mmengine.config import Config, utils
 
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / '.mim' / 'configs' / 'repvgg', PACKAGE.parent / 'configs')  # of a wheel, of a clone
+PREFIX = 'repvgg_mm::repvgg/'
 
 
 def shipped_config(path: Path) -> Path | None:
@@ -21,5 +22,22 @@ def shipped_config(path: Path) -> Path | None:
 
 
 def let_bases_be_named() -> None:
-    """Let a config of the user's say `_base_ = 'repvgg_mm::repvgg/NAME.py'`: MMEngine has a list of who may."""
+    """Let a config of the user's say `_base_ = 'repvgg_mm::repvgg/NAME.py'`, which MMEngine knows of its own packages.
+
+    MMEngine would take `repvgg_mm` for the scope of everything in the base; here the base's own default_scope counts.
+    """
     utils.MODULE2PACKAGE.setdefault('repvgg_mm', 'repvgg_mm')
+    path_of_mmengine = Config._get_cfg_path
+    if hasattr(path_of_mmengine, 'knows_repvgg'):
+        return
+
+    def path_of_base(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        if not cfg_path.startswith(PREFIX):
+            return path_of_mmengine(cfg_path, filename)
+        for folder in FOLDERS:
+            if (folder / cfg_path[len(PREFIX):]).is_file():
+                return str(folder / cfg_path[len(PREFIX):]), None
+        raise FileNotFoundError(f'{cfg_path} is none of the configs in {FOLDERS[0]} or {FOLDERS[1]}')
+
+    path_of_base.knows_repvgg = True
+    Config._get_cfg_path = staticmethod(path_of_base)

@@ -156,7 +156,7 @@ def test_the_next_command_can_be_pasted(checkpoint, tmp_path):
     out = tmp_path / 'a folder'
     said = convert(checkpoint, out).stdout
     command = shlex.split(said.split('Next:\n')[1].splitlines()[0])
-    assert command == ['python', 'tools/test.py', str(out / 'deploy.py'), str(out / 'deploy.pth')]
+    assert command == ['repvgg-mm', 'test', str(out / 'deploy.py'), str(out / 'deploy.pth')]
 
 
 def test_unknown_arch(checkpoint, tmp_path):
@@ -168,7 +168,7 @@ def test_safetensors(ema_config, checkpoint, shapes, tmp_path):
     out = tmp_path / 'deploy'
     result = run_tool('tools/convert_whole.py', ema_config, checkpoint, '--out', out, '--shape', 64, 64, '--format',
                       'safetensors', '--cfg-options', *small_data(shapes))
-    assert f'tools/test.py {out / "deploy.py"} {out / "deploy.safetensors"}' in result.stdout
+    assert f'repvgg-mm test {out / "deploy.py"} {out / "deploy.safetensors"}' in result.stdout
     assert sorted(path.name for path in out.iterdir()) == ['deploy.py', 'deploy.safetensors']
     saved = read_checkpoint(out / 'deploy.safetensors')
     assert saved['meta']['form'] == 'deploy' and saved['meta']['dataset_meta']['classes'][0] == 'background'

@@ -30,3 +30,17 @@ def test_nothing_else_is_found(name, tmp_path, monkeypatch):
     assert shipped_config(Path(name)) is None
     with pytest.raises(UserError, match='is missing'):
         read_config(name)
+
+
+def test_a_base_is_named_by_package(tmp_path):
+    base = "_base_ = 'repvgg_mm::repvgg/pspnet_repvgg_b2.py'"
+    (tmp_path / 'mine.py').write_text(f"{base}\nmodel = dict(backbone=dict(arch='A0'))")
+    found, expected = read_config(tmp_path / 'mine.py'), read_config(ROOT / 'configs/pspnet_repvgg_b2.py')
+    assert found.model.backbone.pop('arch') == 'A0' and expected.model.backbone.pop('arch') == 'B2'
+    assert found.to_dict() == expected.to_dict()
+
+
+def test_a_base_that_is_none_of_them(tmp_path):
+    (tmp_path / 'mine.py').write_text("_base_ = 'repvgg_mm::repvgg/absent.py'")
+    with pytest.raises(UserError, match=r'absent\.py is none of the configs in'):
+        read_config(tmp_path / 'mine.py')
