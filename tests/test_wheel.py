@@ -84,7 +84,7 @@ def test_the_metafile_names_every_config():
 
 
 def test_from_an_empty_folder(scripts, tmp_path):
-    """Train a config of one's own, convert, test what was written: the commands in their order, the last two as told."""
+    """Train a config of one's own, convert, test what was written: the commands in their order."""
     (tmp_path / 'mine.py').write_text("_base_ = 'repvgg_mm::repvgg/pspnet_repvgg_a0_shapes.py'\n")
     program = scripts / 'repvgg-mm'
     run(program, 'make-shapes', 'data/shapes', '--train', 4, '--val', 2, folder=tmp_path)
