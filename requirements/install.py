@@ -165,7 +165,7 @@ def precompiled_header(python: Path, folder: Path, env: dict[str, str]) -> Path:
 
 
 def pip_command(python: Path) -> list[object]:
-    return [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+    return [python, '-m', 'pip', 'install', '-qq', '--disable-pip-version-check']  # errors alone
 
 
 def pip(python: Path, *arguments: object) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import logging
 import math
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -132,7 +134,8 @@ def command_line(command: str, *words: object) -> str:
     script = shutil.which('repvgg-mm')
     here = script is not None and Path(script).parent == Path(sys.executable).parent
     start = ['repvgg-mm'] if here else [sys.executable, '-m', 'repvgg_mm']
-    return shlex.join([*start, command, *map(str, words)])
+    line = [*start, command, *map(str, words)]
+    return subprocess.list2cmdline(line) if os.name == 'nt' else shlex.join(line)
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:

@@ -127,7 +127,7 @@ class LiveBytes(TorchDispatchMode):
 def cpu_name() -> str:
     """The processor's name where Linux tells it."""
     info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
     for line in lines:
         if line.startswith('model name'):
             return line.split(':')[1].strip()

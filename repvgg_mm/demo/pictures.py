@@ -110,7 +110,7 @@ def draw_latency(latencies: Mapping[str, Mapping[str, Latency]], path: Path) -> 
 def _training_log(work_dir: Path) -> list[dict]:
     """The entries of the newest run that have a loss, one a step that was logged."""
     newest = max(work_dir.glob('*/vis_data/scalars.json'))
-    entries = map(json.loads, newest.read_text().splitlines())
+    entries = map(json.loads, newest.read_text(encoding='utf-8').splitlines())
     return [entry for entry in entries if 'loss' in entry]
 
 

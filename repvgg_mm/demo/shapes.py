@@ -105,13 +105,13 @@ def _write_split(root: Path, split: str, count: int, size: int, rng: np.random.G
         (images_folder / f'{stem}.jpg').unlink(missing_ok=True)
         (labels_folder / f'{stem}.png').unlink(missing_ok=True)
     coco = dict(images=images, annotations=annotations, categories=CATEGORIES)
-    annotations_file.write_text(json.dumps(coco))
+    annotations_file.write_text(json.dumps(coco), encoding='utf-8')
 
 
 def _listed(annotations: Path) -> set[str]:
     """Names without suffix of the images of an earlier call; none if the file is not one of `make_shapes`."""
     try:
-        coco = json.loads(annotations.read_text())
+        coco = json.loads(annotations.read_text(encoding='utf-8'))
         if coco['categories'] != CATEGORIES:
             return set()
         return {Path(image['file_name']).stem for image in coco['images']}

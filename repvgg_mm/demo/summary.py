@@ -89,4 +89,4 @@ def _rows(
 def _metric(work_dir: Path, name: str) -> float:
     """The value in the log of tools/test.py; nan if a detector found nothing, which CocoMetric does not count."""
     logs = sorted(work_dir.glob('*/*.json'))
-    return json.loads(logs[-1].read_text()).get(name, float('nan'))
+    return json.loads(logs[-1].read_text(encoding='utf-8')).get(name, float('nan'))

@@ -100,7 +100,7 @@ def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth', stem
     checkpoint = dict(meta=conversion.meta, state_dict=conversion.deploy.state_dict())
     try:
         with atomic_path(folder / f'{stem}.py') as config:
-            config.write_text(conversion.config.pretty_text)
+            config.write_text(conversion.config.pretty_text, encoding='utf-8')
             write_checkpoint(path, checkpoint)
     except BaseException:
         if not existed and folder.exists() and not any(folder.iterdir()):

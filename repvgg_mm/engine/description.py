@@ -120,7 +120,7 @@ def write_description(path: Path, description: Description) -> Description:
     for name in NOT_WRITTEN_IF_NONE:
         if content[name] is None:
             del content[name]
-    path.with_suffix('.json').write_text(json.dumps(content, indent=2) + '\n')
+    path.with_suffix('.json').write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     return description
 
 
@@ -140,7 +140,7 @@ def read_description(path: str | PathLike) -> Description:
 
     file = path.with_suffix('.json')
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise _not_all_files(path, file, error) from None
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
@@ -131,24 +131,31 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:
+    advice = 'Free space'
+    if isinstance(error, PermissionError):
+        advice = 'Close what has it open'  # Windows replaces no file that is in use
     return UserError(
         f'{path} could not be written ({reason(error)}); nothing was left there. '
-        'Free space or choose a folder that you can write to.')
+        f'{advice} or choose a folder that you can write to.')
 
 
 def _sync_file(path: Path) -> None:
-    """Let the content of a file survive a power cut."""
-    with open(path, 'rb') as written:
+    """Let the content of a file survive a power cut. Windows asks for a handle that may write."""
+    with open(path, 'r+b') as written:
         os.fsync(written.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the new name of a file survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Let the new name of a file survive a power cut, where a folder can be opened: not on Windows.
+
+    The file is there by now, so an error is none of the writing.
+    """
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -60,7 +60,7 @@ def write_json(path: Path, rows: Sequence[Row], setting: Mapping[str, str]) -> N
     """`rows` as dicts of `Row`'s fields beside what they depend on; UserError if it cannot be written."""
     figures = dict(conditions=setting, rows=[asdict(row) for row in rows])
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(figures, indent=2) + '\n')
+        temporary.write_text(json.dumps(figures, indent=2) + '\n', encoding='utf-8')
 
 
 def draw(path: Path, rows: Sequence[Row], setting: Mapping[str, str]) -> None:

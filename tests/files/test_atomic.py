@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+import repvgg_mm
 from repvgg_mm import UserError
 from repvgg_mm.files.atomic import atomic_folder, atomic_path, check_output_file, check_output_folder, sha256_of
 
@@ -61,6 +64,57 @@ def test_new_files_and_folders_have_the_usual_permissions(tmp_path):
     assert (tmp_path / 'folder' / 'file').stat().st_mode == (tmp_path / 'plain' / 'file').stat().st_mode
 
 
+@pytest.fixture
+def windows(monkeypatch):
+    """System calls that fail as those of Windows do. Gives the set of files that are in use."""
+    in_use = set()
+    opened, synced, replaced = os.open, os.fsync, os.replace
+
+    def open_no_folder(path, *arguments, **options):
+        if os.path.isdir(path):
+            raise PermissionError(13, 'Permission denied', str(path))
+        return opened(path, *arguments, **options)
+
+    def sync_what_may_be_written(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(9, 'Bad file descriptor')
+        synced(handle)
+
+    def replace_no_file_in_use(source, target):
+        if Path(target) in in_use:
+            raise PermissionError(13, 'The process cannot access the file', str(target))
+        replaced(source, target)
+
+    monkeypatch.setattr(os, 'open', open_no_folder)
+    monkeypatch.setattr(os, 'fsync', sync_what_may_be_written)
+    monkeypatch.setattr(os, 'replace', replace_no_file_in_use)
+    return in_use
+
+
+def test_a_file_is_written_with_the_calls_of_windows(tmp_path, windows):
+    with atomic_path(tmp_path / 'file') as temporary:
+        temporary.write_text('new')
+    assert (tmp_path / 'file').read_text() == 'new' and os.listdir(tmp_path) == ['file']
+
+
+@pytest.mark.parametrize('existed', [True, False])
+def test_a_folder_is_written_with_the_calls_of_windows(tmp_path, windows, existed):
+    if existed:
+        (tmp_path / 'engine').mkdir()
+    with atomic_folder(tmp_path / 'engine') as temporary:
+        (temporary / 'a').write_text('new')
+    assert (tmp_path / 'engine' / 'a').read_text() == 'new' and os.listdir(tmp_path) == ['engine']
+
+
+def test_a_file_in_use_stays_as_it_is(tmp_path, windows):
+    (tmp_path / 'file').write_text('old')
+    windows.add(tmp_path / 'file')
+    with pytest.raises(UserError, match=r'cannot access.*nothing was left there\. Close what has it open or choose'):
+        with atomic_path(tmp_path / 'file') as temporary:
+            temporary.write_text('new')
+    assert (tmp_path / 'file').read_text() == 'old' and os.listdir(tmp_path) == ['file']
+
+
 def test_a_folder_below_a_file(tmp_path):
     (tmp_path / 'file').write_text('regular')
     with pytest.raises(UserError, match=r'engine could not be written .*choose a folder that you can write to'):
@@ -99,3 +153,11 @@ def test_an_output_folder_is_new_empty_or_to_be_overwritten(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / 'file').write_bytes(b'abc')
     assert sha256_of(tmp_path / 'file') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+
+
+def test_every_text_file_is_read_and_written_with_its_encoding():
+    """Without one Windows takes that of its language."""
+    package = Path(repvgg_mm.__file__).parent
+    for path in package.rglob('*.py'):
+        for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+            assert not re.search(r'\.(?:read|write)_text\((?!.*encoding)', line), f'{path}:{number}'
