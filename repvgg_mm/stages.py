@@ -72,6 +72,11 @@ class Stages(nn.Module):
             self.stages.append(name)
 
     @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the feature maps, in the order of `out_indices`: what a neck or head takes."""
+        return tuple(self.arch.stage_channels[index] for index in self.out_indices)
+
+    @property
     def deploy(self) -> bool:
         """Whether every block is in deploy form."""
         return all(module.deploy for module in self.modules() if isinstance(module, RepVGGBlock))

@@ -53,6 +53,13 @@ def test_shapes_that_no_repvgg_has_are_refused(arguments, message):
         stages(**arguments)
 
 
+@pytest.mark.parametrize('indices', [(0, 1, 2, 3), (3, 1)])
+def test_the_channels_that_a_neck_takes(indices):
+    model = stages(indices).eval()
+    maps = model(image(1, 3, 32, 32, dtype=torch.float32))
+    assert model.out_channels == tuple(found.shape[1] for found in maps)
+
+
 def test_negative_indices_count_from_the_last_stage():
     assert stages(out_indices=(-1, 0)).out_indices == (3, 0)
 

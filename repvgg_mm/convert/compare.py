@@ -12,17 +12,34 @@ from ..block import branch_by_branch
 from ..stages import Stages
 from .raw_outputs import raw_outputs
 
+TOLERANCE = 1e-5  # worst relative error of a right conversion in float32; they stay below 2e-6
+
+
+class OutputErrors(dict[str, float]):
+    """The worst relative error of each output by its name; printed as a table that ends in a verdict."""
+
+    @property
+    def worst(self) -> float:
+        return max(self.values())
+
+    def __repr__(self) -> str:
+        width = max(map(len, self))
+        lines = [f'{name:<{width}}  relative error {error:.1e}' for name, error in self.items()]
+        verdict = 'equal' if self.worst <= TOLERANCE else 'NOT EQUAL'
+        lines.append(f'{verdict}: {self.worst:.1e} at most, {TOLERANCE:g} is what rounding in float32 explains')
+        return '\n'.join(lines)
+
 
 @torch.no_grad()
-def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> dict[str, float]:
+def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> OutputErrors:
     """Worst relative error of each output: max |other - reference| / max |reference|.
 
     Both are called with `inputs` in eval mode, RepVGG blocks in training form branch by branch.
     The keys are the outputs of each RepVGG inside ('backbone[0]', ...) and of the model
     ('output', or 'output[0]', ...); for an OpenMMLab model the latter are the head's raw outputs,
     for a two-stage detector those of both stages on the same proposals (see `raw_outputs`).
-    An output that is not finite has the error inf. On a GPU set torch.backends.cudnn.allow_tf32 = False
-    first, or float32 convolutions round to 10 bits there.
+    An output that is not finite has the error inf. The result is a dict that prints as a table with a verdict.
+    On a GPU set torch.backends.cudnn.allow_tf32 = False first, or float32 convolutions round to 10 bits there.
 
     Raises:
         ValueError: the models do not have the same outputs, or none.
@@ -39,7 +56,7 @@ def compare_models(reference: nn.Module, other: nn.Module, *inputs: Tensor) -> d
         raise ValueError(
             f'Models are compared output by output, but the shapes differ: {expected_shapes} and {actual_shapes}. '
             'Compare a model with its own deploy form.')
-    return {name: relative_error(expected[name], actual[name]) for name in expected}
+    return OutputErrors({name: relative_error(expected[name], actual[name]) for name in expected})
 
 
 def relative_error(expected: Tensor, actual: Tensor) -> float:

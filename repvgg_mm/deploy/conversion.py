@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..convert.compare import compare_models
+from ..convert.compare import TOLERANCE, compare_models
 from ..convert.foreign import FusedBlock
 from ..convert.whole import whole_model_convert
 from ..errors import UserError, reason
@@ -24,7 +24,6 @@ from ..version import __version__
 from .checkpoint import Checkpoint, load_model
 from .config import DEPLOY_FORM, deploy_config, use_training_form
 
-TOLERANCE = 1e-5  # worst relative error in float32; right formulas stay below 2e-6
 WEIGHT_SUFFIXES = {'.pth', '.safetensors'}
 
 

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from ..archs import Arch, get_arch, name_of
 from ..backbone import RepVGG
-from ..convert.compare import compare_models
+from ..convert.compare import TOLERANCE, compare_models
 from ..errors import UserError
 from ..files.checkpoint import read_checkpoint
 from ..layouts import CLASSIFIERS, form_of, from_native, to_native
 from ..pretrained import fuse_state_dict, listed, unwrap
 
 TARGETS = ('native', 'official', 'timm')
-TOLERANCE = 1e-5  # worst relative error after rounding to the file's own precision
 EPS = 1e-5  # of every published RepVGG's BatchNorms
 _CLASSIFIER_NAMES = tuple(f'{module}.{part}' for module in set(CLASSIFIERS.values()) for part in ('weight', 'bias'))
 

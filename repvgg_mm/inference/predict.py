@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
@@ -11,6 +14,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from mmengine.utils import ProgressBar
+from PIL import Image
 
 from ..errors import UnusableFile, UserError
 from ..openmmlab.config import import_toolbox, read_config
@@ -19,6 +23,18 @@ from .image_model import ImageModel, load_image_model
 from .media import Source, check_targets, find_sources, open_video, write_picture, write_video
 
 KINDS = (str, PathLike, np.ndarray)  # of images
+SECONDS_BEFORE_BAR = 2  # a few images need no progress bar
+
+
+class Picture(np.ndarray):
+    """An RGB array (H, W, 3) of uint8 that a notebook shows as the picture it is."""
+
+    def _repr_png_(self) -> bytes | None:
+        if self.dtype != np.uint8 or self.ndim != 3:
+            return None  # a part of one, or what was computed from one
+        content = io.BytesIO()
+        Image.fromarray(np.asarray(self)).save(content, 'PNG')
+        return content.getvalue()
 
 
 def predict(
@@ -50,7 +66,8 @@ def predict(
 
     Returns:
         An mmseg `SegDataSample` or mmdet `DetDataSample` for each image, on the CPU; with `draw` the
-        pictures as a second list: with a legend, small images enlarged so that text can be read.
+        pictures as a second list, which a notebook shows: with a legend, small images enlarged so that
+        text can be read.
 
     Raises:
         UserError: config, checkpoint, an image or `out` is not usable.
@@ -64,7 +81,7 @@ def predict(
     model = _open_model(config, checkpoint, device, trust)
     paint = Painter(model.classes, model.palette, score_thr=score_thr)
     samples, pictures = [], []
-    for array, source in sources:
+    for array, source in _with_progress(sources):
         image = model.read(source.path) if array is None else array
         sample = model(image, source.path)
         samples.append(sample)
@@ -72,12 +89,26 @@ def predict(
         if draw or out is not None:
             picture = paint(image, sample)
             if draw:
-                pictures.append(picture)
+                pictures.append(picture.view(Picture))
             if out is not None:
                 write_picture(out / source.target, picture)
         if 'seg_logits' in sample and not keep_logits:
             del sample.seg_logits
     return (samples, pictures) if draw else samples
+
+
+def _with_progress(sources: Sequence) -> Iterator:
+    """Them all, with a progress bar if they take long."""
+    start, bar = time.perf_counter(), None
+    for done, source in enumerate(sources):
+        if bar is None and done and time.perf_counter() - start > SECONDS_BEFORE_BAR:
+            bar = ProgressBar(len(sources), file=sys.stdout)
+            bar.update(done)
+        yield source
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.file.write('\n')
 
 
 def predict_files(

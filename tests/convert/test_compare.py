@@ -10,7 +10,7 @@ from helpers import TINY, assert_same_state, backbone, image, pspnet, retinanet,
 from torch import nn
 
 from repvgg_mm import compare_models, whole_model_convert
-from repvgg_mm.convert.compare import relative_error
+from repvgg_mm.convert.compare import OutputErrors, relative_error
 
 X = image(2, 3, 64, 64)
 FIRST_STAGE = [f"output['rpn_head'][{i}][{j}]" for i in range(2) for j in range(5)]
@@ -140,3 +140,13 @@ def test_other_shapes_are_an_error():
 def test_other_outputs_are_an_error():
     with pytest.raises(ValueError, match=r'compared output by output'):
         compare_models(backbone(TINY), backbone(TINY, out_indices=(0, 1)), X.float())
+
+
+def test_errors_print_as_a_table_with_a_verdict():
+    same, other = OutputErrors({'backbone[0]': 2e-7, 'output': 1e-6}), OutputErrors(output=1e-3)
+    assert same == {'backbone[0]': 2e-7, 'output': 1e-6} and same.worst == 1e-6
+    assert str(same).splitlines() == [
+        'backbone[0]  relative error 2.0e-07', 'output       relative error 1.0e-06',
+        'equal: 1.0e-06 at most, 1e-05 is what rounding in float32 explains']
+    assert str(other).splitlines()[-1].startswith('NOT EQUAL: 1.0e-03')
+    assert 'NOT EQUAL' in str(OutputErrors(output=float('inf')))

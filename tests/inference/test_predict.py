@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import cv2
@@ -121,6 +122,24 @@ def test_tool_draws_detections_above_the_threshold(trained, images, tmp_path):
 
 def changed_share(picture: np.ndarray, plain: np.ndarray) -> float:
     return (abs(picture.astype(int) - plain).max(2) > 40).mean()
+
+
+def test_a_notebook_shows_the_pictures(trained, images):
+    files = trained('pspnet')
+    _, (picture,) = repvgg_mm.predict(*files[:2], images / 'val' / '0001.jpg', draw=True, device='cpu')
+    shown = np.asarray(Image.open(io.BytesIO(picture._repr_png_())))
+    np.testing.assert_array_equal(shown, picture)
+    assert picture[0]._repr_png_() is None and (picture / 2)._repr_png_() is None
+
+
+def test_many_images_show_their_progress(trained, images, capsys, monkeypatch):
+    from repvgg_mm.inference import predict as module
+    files, found = trained('pspnet'), sorted((images / 'val').glob('*.jpg'))
+    repvgg_mm.predict(*files[:2], found[:2], device='cpu')
+    assert '2/2' not in capsys.readouterr().out
+    monkeypatch.setattr(module, 'SECONDS_BEFORE_BAR', 0)
+    repvgg_mm.predict(*files[:2], found[:2], device='cpu')
+    assert '2/2' in capsys.readouterr().out
 
 
 def test_pictures_are_only_overwritten_on_request(trained, images, tmp_path):
