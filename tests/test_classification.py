@@ -72,7 +72,7 @@ def test_its_weights_start_a_segmentor(trained, prefix):
 def test_without_the_extra_the_message_names_it(folders, tmp_path):
     result = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, *small(folders), check=False)
     assert result.returncode == 1 and 'Traceback' not in result.stderr
-    assert 'default_scope of this config is mmpretrain, which cannot be imported' in result.stderr
+    assert 'This config is for mmpretrain, which cannot be imported' in result.stderr
     assert "'.[openmmlab-classification]', or '.[onedl-classification]'" in result.stderr
 
 

@@ -144,4 +144,6 @@ def test_views_of_test_time_augmentation_lie_around_the_tested_size(name):
 def test_every_base_is_used():
     configs = [*(ROOT / 'configs').rglob('*.py')]
     used = {Path(name).name for path in configs for name in re.findall(r"'([\w/]+\.py)'", path.read_text())}
+    for path in configs:
+        used |= {f'{name}.py' for name in re.findall(r'from \._base_\.(\w+) import', path.read_text())}
     assert {path.name for path in configs if '_base_' in path.parts} <= used

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from ..engine.description import is_engine
 from ..engine.evaluate import evaluate, open_weights
 from ..errors import UserError
+from ..openmmlab.config import kind_of, toolbox_of
 from ..openmmlab.data import complete_test_set
 from .screen import Screen, metrics_text, open_screen
 from .setup import load_config
@@ -47,7 +48,7 @@ def show_predictions(cfg: Config, folder: str | None, *, show: bool, wait_time: 
             'Pictures are drawn by the visualization hook, which this config does not have. '
             "Add default_hooks=dict(visualization=dict(type='SegVisualizationHook')).")
 
-    switch = 'enable' if cfg.get('default_scope') == 'mmpretrain' else 'draw'
+    switch = 'enable' if toolbox_of(cfg) == 'mmpretrain' else 'draw'
     settings = {switch: True, 'interval': 1, 'show': show, 'wait_time': wait_time}
     cfg.default_hooks.visualization.update(settings)
     if folder:
@@ -63,10 +64,10 @@ def save_predictions(cfg: Config, out: str) -> None:
     evaluators = cfg.test_evaluator
     if not isinstance(evaluators, (list, tuple)):
         evaluators = [evaluators]
-    kinds = [evaluator.type for evaluator in evaluators]
+    kinds = [kind_of(evaluator) for evaluator in evaluators]
 
     if out.endswith('.pkl'):
-        dump = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'mmengine.DumpResults'
+        dump = 'mmdet.DumpDetResults' if toolbox_of(cfg) == 'mmdet' else 'mmengine.DumpResults'
         cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
     elif kinds == ['IoUMetric']:
         evaluators[0].update(output_dir=out, keep_results=True)

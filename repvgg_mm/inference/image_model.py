@@ -24,7 +24,7 @@ from ..engine.engine import Engine
 from ..engine.evaluate import open_weights
 from ..engine.model import EngineModel
 from ..errors import UnusableFile, UserError, reason
-from ..openmmlab.config import config_dicts
+from ..openmmlab.config import config_dicts, kind_of
 from ..openmmlab.data import innermost_dataset
 from ..openmmlab.device import usable_device
 
@@ -131,7 +131,7 @@ def _check_image(image: object, name: str | PathLike) -> None:
 def _pipeline(cfg: Config) -> tuple[Compose, Compose]:
     """The step of the test pipeline that reads an image, and those after it without any that reads annotations."""
     steps = _test_dataset(cfg).get('pipeline') or cfg.get('test_pipeline') or []
-    kinds = [_kind(step) for step in steps]
+    kinds = [kind_of(step) for step in steps]
     if not steps or kinds[0] not in LOADERS:
         raise UserError(
             'Images are prepared by the test pipeline of the config, which starts with LoadImageFromFile, '
@@ -154,12 +154,6 @@ def _test_dataset(cfg: Config) -> Mapping:
     while 'datasets' in dataset:
         dataset = innermost_dataset(dataset['datasets'][0])
     return dataset
-
-
-def _kind(step: Mapping) -> str:
-    kind = step['type']
-    name = kind if isinstance(kind, str) else kind.__name__
-    return name.split('.')[-1]
 
 
 def _classes_and_palette(cfg: Config, known: Mapping) -> tuple[list[str], Sequence | None]:

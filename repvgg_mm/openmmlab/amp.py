@@ -13,6 +13,7 @@ from mmengine.runner.amp import autocast
 from torch import nn
 
 from ..errors import UserError
+from .config import kind_of
 
 KNOWN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper')
 
@@ -46,7 +47,7 @@ def use_amp(optim_wrapper: ConfigDict, dtype: str | None) -> None:
         raise UserError(
             'float16 needs a GPU, whose loss scaling torch has no CPU counterpart for, and none was found. '
             'Use --amp alone, which is bfloat16 on a CPU.')
-    if optim_wrapper.get('type', 'OptimWrapper') not in KNOWN_WRAPPERS:
+    if 'type' in optim_wrapper and kind_of(optim_wrapper) not in KNOWN_WRAPPERS:
         raise UserError(
             f'--amp works with OptimWrapper, and this config has {optim_wrapper.type}. '
             'Set optim_wrapper.type in the config instead.')

@@ -45,6 +45,7 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
     except Exception as error:  # a config is a program of the user's
         raise _no_config(path, error) from None
 
+    cfg = copy_of(cfg)
     if options is not None:
         try:
             cfg.merge_from_dict(options)
@@ -60,6 +61,15 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
     return cfg
 
 
+def toolbox_of(cfg: Config) -> str:
+    """'mmseg', 'mmdet', ...: the default_scope of a config, or the module of its model in pure Python style."""
+    scope = cfg.get('default_scope')
+    if scope:
+        return scope
+    module = str(cfg.get('model', {}).get('type')).partition('.')[0]
+    return module if module in INSTALL else 'mmengine'
+
+
 def _no_config(path: Path, error: Exception) -> UserError:
     return UserError(
         f'A config is Python that MMEngine can merge with its bases, and {path} is not '
@@ -67,8 +77,8 @@ def _no_config(path: Path, error: Exception) -> UserError:
 
 
 def import_toolbox(cfg: Config) -> None:
-    """Import the toolbox of a config's default_scope, or raise UserError with the command that installs it."""
-    scope = cfg.get('default_scope') or 'mmengine'
+    """Import the toolbox that a config is for, or raise UserError with the command that installs it."""
+    scope = toolbox_of(cfg)
     try:
         importlib.import_module(scope)
         if scope != 'mmengine':
@@ -76,13 +86,23 @@ def import_toolbox(cfg: Config) -> None:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit torch
         command = INSTALL.get(scope, f'Install {scope}')
         raise UserError(
-            f'The default_scope of this config is {scope}, which cannot be imported ({error}). '
+            f'This config is for {scope}, which cannot be imported ({error}). '
             f'{command} (docs/install.md).') from None
 
 
 def copy_of(cfg: Config) -> Config:
-    """A config that can be changed without changing `cfg`."""
-    return Config(cfg._cfg_dict.to_dict(), filename=cfg.filename)
+    """A config that can be changed without changing `cfg`.
+
+    Of a config in pure Python style the classes become their names, such as 'mmseg.models.PSPHead', and what it
+    imported is left out.
+    """
+    return Config(cfg.to_dict(), filename=cfg.filename)
+
+
+def kind_of(part: Mapping) -> str:
+    """The last word of the type of a part: 'PSPHead', whether the config names it so or by its module."""
+    kind = part.get('type', '')
+    return kind.__name__ if isinstance(kind, type) else str(kind).rpartition('.')[2]
 
 
 def config_dicts(part: object) -> Iterator[ConfigDict]:

@@ -10,10 +10,11 @@ from torch import nn
 
 from ..backbone import RepVGG
 from ..errors import UserError
-from .config import config_dicts, explained
+from .config import config_dicts, explained, kind_of
 
 REPVGG_TYPES = ('RepVGG', 'repvgg_mm.RepVGG', 'repvgg_mm.backbone.RepVGG', RepVGG)  # names, or the class itself
 DEFAULT_SHAPE = (512, 512)
+SYNC_BN = ('SyncBN', 'SyncBatchNorm')
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -53,7 +54,7 @@ def repvgg_parts(cfg: Config) -> Iterator[ConfigDict]:
 def replace_sync_bn(cfg: Config) -> None:
     """Turn every norm of type SyncBN in the config into BN, which has the same weights."""
     for part in config_dicts(cfg._cfg_dict):
-        if part.get('type') == 'SyncBN':
+        if kind_of(part) in SYNC_BN:
             part['type'] = 'BN'
 
 

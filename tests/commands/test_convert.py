@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from tool_runs import CONFIG, ROOT, assert_refused, derived_config, metric, run_tool, small_data
+from tool_runs import CONFIG, ROOT, assert_refused, derived_config, iterations, metric, run_tool, small_data
 
 from repvgg_mm import compare_models, load_strictly, read_checkpoint, whole_model_convert
 from repvgg_mm.openmmlab.model import build_model
@@ -184,3 +184,17 @@ def test_two_model_call_of_the_original_project(checkpoint, tmp_path):
     deploy = whole_model_convert(training, build_model(cfg), tmp_path / 'whole.pth')
     assert max(compare_models(training, deploy, torch.randn(1, 3, 64, 64)).values()) < 1e-5
     load_strictly(build_model(cfg), read_checkpoint(tmp_path / 'whole.pth'), 'whole.pth')
+
+
+def test_a_config_in_pure_python_style(shapes, tmp_path):
+    """Trained, converted and tested: the same metric, and in the deploy form no weights of the training form."""
+    config = 'configs/pspnet_repvgg_a0_shapes_pure_python.py'
+    options = ['--cfg-options', *small_data(shapes)]
+    run_tool('tools/train.py', config, '--work-dir', tmp_path / 'train', *options, *iterations(2))
+    weights = tmp_path / 'train' / 'iter_2.pth'
+    run_tool('tools/convert_whole.py', config, weights, '--out', tmp_path / 'deploy', '--shape', 64, 64, *options)
+    run_tool('tools/test.py', config, weights, '--work-dir', tmp_path / 'before', *options)
+    run_tool('tools/test.py', tmp_path / 'deploy/deploy.py', tmp_path / 'deploy/deploy.pth', '--work-dir',
+             tmp_path / 'after')
+    assert metric(tmp_path / 'before') == metric(tmp_path / 'after')
+    assert read_checkpoint(tmp_path / 'deploy/deploy.pth')['meta']['form'] == 'deploy'

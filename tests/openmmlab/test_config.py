@@ -10,7 +10,15 @@ from mmengine.config import Config
 from tool_runs import CONFIG, ROOT, derived_config
 
 from repvgg_mm import UserError
-from repvgg_mm.openmmlab.config import config_dicts, copy_of, explained, import_toolbox, read_config
+from repvgg_mm.openmmlab.config import (
+    config_dicts,
+    copy_of,
+    explained,
+    import_toolbox,
+    kind_of,
+    read_config,
+    toolbox_of,
+)
 
 
 def test_options_are_applied_as_the_toolboxes_do():
@@ -65,7 +73,7 @@ def test_every_dict_of_a_config_is_found_once():
 
 def test_a_toolbox_that_is_not_installed():
     import_toolbox(Config(dict(default_scope=None)))
-    with pytest.raises(UserError, match=r'is no_such_toolbox, .*Install no_such_toolbox \(docs/install\.md\)'):
+    with pytest.raises(UserError, match=r'is for no_such_toolbox, .*Install no_such_toolbox \(docs/install\.md\)'):
         import_toolbox(Config(dict(default_scope='no_such_toolbox')))
 
 
@@ -87,3 +95,18 @@ def test_what_a_registry_raises_is_explained(error):
     assert raised.value.__cause__ is error
     with pytest.raises(ZeroDivisionError), explained():
         raise ZeroDivisionError  # a fault of the code stays one
+
+
+def test_a_config_in_pure_python_style_is_one_of_names():
+    cfg = read_config(ROOT / 'configs/pspnet_repvgg_a0_shapes_pure_python.py', {'model.backbone.arch': 'A1'})
+    assert cfg.model.type == 'mmseg.models.EncoderDecoder' and cfg.model.backbone.type == 'repvgg_mm.RepVGG'
+    assert cfg.model.backbone.arch == 'A1' and toolbox_of(cfg) == 'mmseg' and kind_of(cfg.model) == 'EncoderDecoder'
+    assert 'read_base' not in cfg and 'PSPHead' not in cfg
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize('part, kind', [
+    (dict(type='RepVGG'), 'RepVGG'), (dict(type='repvgg_mm.RepVGG'), 'RepVGG'), (dict(type=Config), 'Config'),
+    ({}, '')])
+def test_the_kind_of_a_part(part, kind):
+    assert kind_of(part) == kind
