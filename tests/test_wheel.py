@@ -14,6 +14,8 @@ import pytest
 import yaml
 from tool_runs import ROOT, iterations
 
+from repvgg_mm.environment import torch_at_least
+
 pytestmark = pytest.mark.stack
 
 FEW = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
@@ -93,6 +95,14 @@ def test_from_an_empty_folder(scripts, tmp_path):
     words = said.split('Next:\n')[1].split()
     metrics = run(*words, folder=tmp_path)
     assert 'mIoU' in metrics
+    export = [program, 'export', 'deploy/deploy.py', 'deploy/deploy.pth', '--out', 'engine', '--shape', 96, 96]
+    if torch_at_least('2.6'):
+        run(*export, folder=tmp_path)
+        assert 'mIoU' in run(program, 'test', 'mine.py', 'engine/engine.onnx', folder=tmp_path)
+    else:
+        refused = subprocess.run([str(word) for word in export], cwd=tmp_path, capture_output=True, text=True)
+        assert refused.returncode == 1 and 'exporter of torch 2.6 or newer' in refused.stderr
+        assert not (tmp_path / 'engine').exists()
     assert 'mIoU' in run(scripts / 'python', '-m', 'repvgg_mm', 'test', 'pspnet_repvgg_a0_shapes.py', 'work/iter_2.pth',
                          folder=tmp_path)
 
