@@ -15,7 +15,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from repvgg_mm import UserError, read_checkpoint
-from repvgg_mm.files.unpickler import Refused, SafeUnpickler
+from repvgg_mm.files.unpickler import Refused, SafeUnpickler, find
 
 
 def read(pickled: bytes) -> object:
@@ -74,6 +74,7 @@ PROGRAMS = {
     'a code that is no latin1': b"c_codecs\nencode\n(S'a'\nS'rot13'\ntR.",
     'an array of another class': b"cnumpy.core.multiarray\n_reconstruct\n(cbuiltins\ndict\n(I0\ntS'b'\ntR.",
     'an array of a size of its own': b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I9999\ntS'b'\ntR.",
+    'one item of a list': b'(lI0\nI5\ns.',
     'an item of a tuple': b"(I1\nI2\nt(I0\nI5\nu.",
     'an element of a dict': b'}I1\na.',
     'elements of a set': b'cbuiltins\nset\n((ltR(I1\ne.',
@@ -125,6 +126,30 @@ def test_memory_behind_a_record_is_not_read(tmp_path, old, new, message):
     assert read_checkpoint(path)['weight'].tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match=message):
         read_checkpoint(rewritten(path, old, new))
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ((0, (2, 2), (2,)), 'sizes and strides'), ((-1, (2,), (1,)), 'sizes of a tensor'),
+    ((0, (2,), (-1,)), 'sizes of a tensor'), ((0, (-2, 0), (1, 1)), 'sizes of a tensor'),
+    ((0, (2, 3), (2, 1)), 'beyond its storage'), ((3, (2,), (1,)), 'beyond its storage'),
+    ((0, (2,), (1,), False, {1: print}), 'hooks of a tensor')])
+def test_a_tensor_that_torch_would_not_write(arguments, message):
+    build = find('torch._utils._rebuild_tensor_v2')
+    storage = torch.arange(4.)._typed_storage()
+    assert build(storage, 1, (3,), (1,), False, OrderedDict()).tolist() == [1, 2, 3]
+    assert build(storage, 0, (2, 0), (1, 1), False, OrderedDict()).shape == (2, 0)
+    with pytest.raises(Refused, match=message):
+        build(storage, *arguments)
+
+
+@pytest.mark.parametrize('function, kind', [(print, torch.Tensor), ('torch._utils._rebuild_tensor_v2', dict)])
+def test_a_tensor_with_attributes_is_built_by_the_same_functions(function, kind):
+    build = find('torch._tensor._rebuild_from_type_v2')
+    tensor = find('torch._utils._rebuild_tensor_v2')
+    arguments = (torch.arange(4.)._typed_storage(), 0, (4,), (1,), False, OrderedDict())
+    assert build(tensor, torch.Tensor, arguments, dict(note=1)).tolist() == [0, 1, 2, 3]
+    with pytest.raises(Refused, match='a kind of tensor'):
+        build(find(function) if isinstance(function, str) else function, kind, arguments, {})
 
 
 def test_strided_tensors_and_parameters(tmp_path):
