@@ -6,6 +6,7 @@ compiled. So it is looked at here, before anything fails in a place that does no
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -100,7 +101,7 @@ def torch_at_least(oldest: str) -> bool:
 def cpu_autocast_dtype() -> torch.dtype | None:
     """The type in which the CPU's autocast computes, if it is on; torch below 2.4 has functions of its own for it."""
     import torch
-    if torch_at_least('2.4'):
+    if hasattr(torch, 'get_autocast_dtype'):
         return torch.get_autocast_dtype('cpu') if torch.is_autocast_enabled('cpu') else None
     return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
@@ -114,4 +115,4 @@ def _version(package: str) -> str | None:
 
 def _numbers(text: str) -> list[int]:
     """[2, 13] of '2.13.0+cpu'."""
-    return [int(part) for part in text.split('+')[0].split('.')[:2]]
+    return [int(part) for part in re.findall(r'\d+', text)[:2]]

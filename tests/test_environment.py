@@ -66,7 +66,7 @@ def test_a_torchvision_of_another_torch(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('found, asked, holds', [
     ('2.1.2', '2.6', False), ('2.13.0+cpu', '2.6', True), ('2.6.0', '2.6', True), ('2.5.1', '2.6', False),
-    ('3.0.0a0', '2.6', True), ('2.1.2', '2.1', True)])
+    ('3.0.0a0', '2.6', True), ('2.6rc1', '2.6', True), ('2.1.2', '2.1', True)])
 def test_versions_are_compared_as_numbers(found, asked, holds, monkeypatch):
     monkeypatch.setattr(torch, '__version__', found)
     assert torch_at_least(asked) is holds
