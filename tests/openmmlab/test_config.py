@@ -97,6 +97,14 @@ def test_what_a_registry_raises_is_explained(error):
         raise ZeroDivisionError  # a fault of the code stays one
 
 
+def test_a_base_of_a_toolbox_where_setuptools_is_too_new(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pkg_resources', None)  # importing it raises ModuleNotFoundError
+    config = tmp_path / 'config.py'
+    config.write_text("_base_ = 'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py'")
+    with pytest.raises(UserError, match=r"setuptools 82 .* no longer have, .*pip install 'setuptools<81'"):
+        read_config(config)
+
+
 def test_a_config_in_pure_python_style_is_one_of_names():
     cfg = read_config(ROOT / 'configs/pspnet_repvgg_a0_shapes_pure_python.py', {'model.backbone.arch': 'A1'})
     assert cfg.model.type == 'mmseg.models.EncoderDecoder' and cfg.model.backbone.type == 'repvgg_mm.RepVGG'
