@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..version import __version__
+
 # As the rooms that do the work name them; tests/commands/test_arguments.py compares.
 ENGINES = ('onnx', 'openvino')
 PRECISIONS = ('fp32', 'bf16', 'int8')
@@ -19,6 +21,7 @@ def command_parser() -> argparse.ArgumentParser:
     """Of `repvgg-mm COMMAND ...`; `command` in what it gives is the file of this folder that does it."""
     parser = argparse.ArgumentParser(
         prog='repvgg-mm', description='RepVGG for the OpenMMLab toolboxes: train, convert, prove, export.')
+    parser.add_argument('--version', action='version', version=f'repvgg_mm {__version__}')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
     for add_flags in (train, test, convert, convert_weights, export, predict, benchmark, demo, make_shapes):
         name = add_flags.__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -35,12 +36,12 @@ def test_the_choices_are_those_of_the_rooms_that_do_the_work():
 
 
 @pytest.mark.parametrize('words, code', [
-    (['--help'], 0), (['convert'], 2), (['convert', '--help'], 0), (['make-shapes', '--help'], 0)])
+    (['--help'], 0), (['--version'], 0), (['convert'], 2), (['convert', '--help'], 0), (['make-shapes', '--help'], 0)])
 def test_help_and_wrong_flags_load_nothing(words, code):
     program = LOADS_NOTHING.format(words=words, code=code)
     result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert 'repvgg-mm' in result.stdout + result.stderr
+    assert re.search('repvgg.mm', result.stdout + result.stderr)
 
 
 def test_as_a_module_too():
