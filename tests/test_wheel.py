@@ -114,7 +114,7 @@ from mmengine.hub import get_config
 print(repvgg_mm.__file__)
 print(get_config('repvgg_mm::repvgg/pspnet_repvgg_b2.py').model.backbone.arch)
 """
-    where, arch = run(scripts / 'python', '-c', program, folder=tmp_path).splitlines()
+    *_, where, arch = run(scripts / 'python', '-c', program, folder=tmp_path).splitlines()
     assert where.startswith(str(scripts.parent)) and arch == 'B2'
 
 

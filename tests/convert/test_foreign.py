@@ -111,6 +111,7 @@ def test_an_unknown_switch_is_mentioned_and_left_alone():
         whole_model_convert(model)
 
 
+@pytest.mark.peers
 @pytest.mark.stack
 def test_models_of_other_libraries_compute_the_same(tmp_path):
     run_peer('tests/programs/foreign_reference.py', tmp_path / 'errors.json')
@@ -119,6 +120,7 @@ def test_models_of_other_libraries_compute_the_same(tmp_path):
     assert all(error <= (1e-10 if 'float64' in name else 1e-5) for name, error in errors.items()), errors
 
 
+@pytest.mark.peers
 @pytest.mark.stack
 def test_blocks_and_models_of_mmyolo_and_mmpose_compute_the_same(tmp_path):
     run_peer('tests/programs/openmmlab_reference.py', tmp_path / 'errors.json')
@@ -134,6 +136,7 @@ model = dict(
 """
 
 
+@pytest.mark.peers
 def test_the_tools_convert_a_segmentor_with_timms_backbone(tmp_path):
     data = small_data(make_shapes(tmp_path / 'data', num_train=8, num_val=4))
     config = derived_config(tmp_path / 'timm.py', TIMM_BACKBONE)
