@@ -63,8 +63,11 @@ def __dir__() -> list[str]:
 
 def _is_command_line() -> bool:
     """Whether this is `repvgg-mm` or `python -m repvgg_mm`, which registers once it has read its arguments."""
-    as_module = sys.argv[:1] == ['-m'] and 'repvgg_mm' in sys.orig_argv[:sys.orig_argv.index('-m') + 2]
-    return as_module or Path(sys.argv[0] if sys.argv else '').stem == 'repvgg-mm'
+    if not sys.argv:
+        return False
+    if sys.argv[0] == '-m':  # until Python has found the module, whose name stands before its arguments
+        return sys.orig_argv[-len(sys.argv)] == 'repvgg_mm'
+    return Path(sys.argv[0]).stem == 'repvgg-mm'
 
 
 if not _is_command_line():

@@ -22,7 +22,7 @@ STACKS = {  # the same import names, so one of them only
     'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmsegmentation': 'onedl-mmsegmentation',
     'mmdet': 'onedl-mmdetection',
 }
-NEWEST_MMCV = {'mmsegmentation': ('1.2.2', (2, 2)), 'mmdet': ('3.3.0', (2, 2))}  # which refuse mmcv from there on
+REFUSE_MMCV_2_2 = {'mmsegmentation': '1.2.2', 'mmdet': '3.3.0'}
 
 
 @cache
@@ -84,10 +84,10 @@ def wrong_combination() -> str:
             '). Make a new environment with one of them (docs/install.md); uninstalling one breaks the other.')
 
     mmcv = _version('mmcv')
-    for package, (newest, refused) in NEWEST_MMCV.items():
-        if mmcv and _version(package) == newest and _numbers(mmcv) >= list(refused):
+    for package, refusing in REFUSE_MMCV_2_2.items():
+        if mmcv and _version(package) == refusing and _numbers(mmcv) >= [2, 2]:
             return (
-                f'{package} {newest} takes mmcv 2.0 and 2.1, and mmcv {mmcv} is installed. '
+                f'{package} {refusing} takes mmcv 2.0 and 2.1, and mmcv {mmcv} is installed. '
                 'Install the one it takes: pip install --no-build-isolation mmcv==2.1.0 (docs/install.md).')
     return ''
 

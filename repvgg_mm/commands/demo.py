@@ -51,7 +51,8 @@ def train_and_convert(config: Path, out: Path, args: argparse.Namespace) -> None
     run_command('test', config, checkpoint, '--work-dir', out / 'test_training_form', *flags)
 
     deploy = out / 'deploy'
-    run_command('convert', config, checkpoint, '--out', deploy, '--shape', 96, 96, *flags,
+    run_command(
+        'convert', config, checkpoint, '--out', deploy, '--shape', 96, 96, *flags,
         first_part=not args.verbose)  # what both forms cost stands at the end, of both tasks
     run_command('test', deploy / 'deploy.py', deploy / 'deploy.pth', '--work-dir', out / 'test_deploy_form', *flags)
 

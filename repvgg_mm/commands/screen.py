@@ -32,6 +32,7 @@ from ..errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PARTS_OF_TRAINING = 4     # lines of progress where the screen is a file
+WINDOWS = os.name == 'nt'  # whose shell has quotes of its own
 SECONDS_BETWEEN = 0.5     # of two where it is a terminal
 
 
@@ -135,7 +136,7 @@ def command_line(command: str, *words: object) -> str:
     here = script is not None and Path(script).parent == Path(sys.executable).parent
     start = ['repvgg-mm'] if here else [sys.executable, '-m', 'repvgg_mm']
     line = [*start, command, *map(str, words)]
-    return subprocess.list2cmdline(line) if os.name == 'nt' else shlex.join(line)
+    return subprocess.list2cmdline(line) if WINDOWS else shlex.join(line)
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:

@@ -44,11 +44,22 @@ def test_help_and_wrong_flags_load_nothing(words, code):
     assert re.search('repvgg.mm', result.stdout + result.stderr)
 
 
-def test_as_a_module_too():
-    result = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'repvgg_mm', 'convert', '--help'],
+@pytest.mark.parametrize('flag', ['-m', '-um'])
+def test_as_a_module_too(flag):
+    result = subprocess.run([sys.executable, '-X', 'importtime', flag, 'repvgg_mm', 'convert', '--help'],
                             capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.startswith('usage: repvgg-mm convert')
     assert not [line for line in result.stderr.splitlines() if line.rpartition('|')[2].strip() in ('torch', 'numpy')]
+
+
+@pytest.mark.parametrize('flag', ['-m', '-um'])
+def test_a_module_of_the_users_registers_the_backbone(flag, tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / '__init__.py').write_text('import repvgg_mm')
+    (tmp_path / 'mine' / '__main__.py').write_text(
+        "from mmengine.registry import MODELS\nprint(MODELS.get('RepVGG').__name__)")
+    result = subprocess.run([sys.executable, flag, 'mine', 'repvgg_mm'], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout == 'RepVGG\n', result.stderr
 
 
 def test_each_command_is_a_file():

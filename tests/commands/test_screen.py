@@ -150,6 +150,12 @@ def test_a_download_is_announced(capsys, monkeypatch):
     assert 'Downloading a file to a folder' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('windows, ending', [(False, "test 'C:\\a b\\deploy.py'"), (True, 'test "C:\\a b\\deploy.py"')])
+def test_the_next_command_has_the_quotes_of_its_shell(windows, ending, monkeypatch):
+    monkeypatch.setattr(screen_module, 'WINDOWS', windows)
+    assert screen_module.command_line('test', 'C:\\a b\\deploy.py').endswith(ending)
+
+
 def test_metrics_in_one_line():
     assert metrics_text(dict(mIoU=87.004, name='text', mAcc=90)) == 'mIoU 87, mAcc 90'
     assert metrics_text({}) == 'nothing was measured'
