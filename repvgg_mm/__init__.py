@@ -42,8 +42,9 @@ def register() -> None:
     from .backbone import RepVGG  # noqa: F401
     from .deploy.hook import RepVGGConvertHook  # noqa: F401
     from .openmmlab.amp import BFloat16OptimWrapper  # noqa: F401
-    from .openmmlab.shipped import let_bases_be_named
+    from .openmmlab.shipped import let_bases_be_named, let_the_hub_build
     let_bases_be_named()
+    let_the_hub_build()
 
 
 def __getattr__(name: str) -> object:

@@ -49,23 +49,37 @@ compiler = new_compiler()
 customize_compiler(compiler)
 flags = compiler.compiler_so[1:]
 flags += [f'-I{path}' for path in [*include_paths(), sysconfig.get_path('include')]]
-flags += ['-DTORCH_API_INCLUDE_EXTENSION_H', '-DTORCH_EXTENSION_NAME=_ext', '-std=c++17']
+flags += ['-DTORCH_API_INCLUDE_EXTENSION_H', '-DTORCH_EXTENSION_NAME=_ext']
 print(shlex.join(flags))
 """
+
+# Run by the environment's own python. Prints the C++ that its torch's headers are written in.
+CPP_STANDARD = """
+import torch
+print('c++20' if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14) else 'c++17')
+"""
+
+# What mmcv 2.1.0's setup.py reads its version with: from Python 3.13 on, exec in a function leaves its locals alone.
+OLD_GET_VERSION = ("version_file, 'exec'))", "return locals()['__version__']")
+GET_VERSION = ("version_file, 'exec'), globals())", "return globals()['__version__']")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--stack', choices=STACKS, default='openmmlab')
     parser.add_argument('--venv', type=Path, default=Path('.venv'))
+    parser.add_argument('--torch', metavar='VERSION', help='another torch than the pinned one, 2.4.1 for example')
     args = parser.parse_args()
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-        sys.exit('Python 3.10 to 3.12 is supported; this is '
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        sys.exit('Python 3.10 to 3.13 is supported; this is '
                  f'{sys.version.split()[0]}. Run make with PYTHON=python3.11, for example.')
 
     started = time.perf_counter()
     python = create_venv(args.venv)
-    install_torch(python, REQUIREMENTS / TORCH_OF[args.stack])
+    pins = (REQUIREMENTS / TORCH_OF[args.stack]).read_text()
+    if args.torch:
+        pins = re.sub(r'^torch==.*$', f'torch=={args.torch}', pins, flags=re.MULTILINE)
+    install_torch(python, pins)
     stack_file = REQUIREMENTS / f'{args.stack}.txt'
     mmcv = next(line for line in stack_file.read_text().splitlines() if 'mmcv' in line)
     pip(python, '--no-deps', mmcv_wheel(python, mmcv))
@@ -86,25 +100,23 @@ def create_venv(venv: Path) -> Path:
     return venv.absolute() / 'bin' / 'python'
 
 
-def install_torch(python: Path, pins: Path) -> None:
+def install_torch(python: Path, pins: str) -> None:
     """The CPU build where there is no GPU and the package index has one: the other brings gigabytes of CUDA."""
     step('torch and build tools')
     build = ['-r', REQUIREMENTS / 'build.txt']
+    packages = re.findall(r'^[^#\s]+', pins, flags=re.MULTILINE)
     if shutil.which('nvidia-smi') is None:
-        cpu_pins = re.sub(r'^(torch==[\d.]+)$', r'\1+cpu', pins.read_text(), flags=re.MULTILINE)
-        with tempfile.TemporaryDirectory() as folder:
-            cpu = Path(folder) / 'torch_cpu.txt'
-            cpu.write_text(cpu_pins)
-            if try_pip(python, '-r', cpu, *build):
-                return
+        cpu_packages = [re.sub(r'^(torch==[\d.]+)$', r'\1+cpu', package) for package in packages]
+        if try_pip(python, *cpu_packages, *build):
+            return
         step('no CPU build of torch was found, so the CUDA build comes, some gigabytes; '
              'PIP_EXTRA_INDEX_URL can name the index of PyTorch that has CPU builds')
-    pip(python, '-r', pins, *build)
+    pip(python, *packages, *build)
 
 
 def mmcv_wheel(python: Path, requirement: str) -> Path:
     """The path of a wheel of `requirement` with compiled operators, from the cache or built."""
-    tag = subprocess.run([python, '-c', WHEEL_TAG], check=True, capture_output=True, text=True).stdout.strip()
+    tag = output(python, '-c', WHEEL_TAG)
     cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'repvgg_mm' / tag
     name, version = requirement.split('==')
     pattern = f'{name.replace("-", "_")}-{version}-*.whl'
@@ -125,17 +137,27 @@ def build_mmcv(python: Path, requirement: str, cache: Path, cpu_only: bool) -> N
         with tarfile.open(next(Path(folder).glob('*.tar.gz'))) as archive:
             archive.extractall(folder, filter='data') if hasattr(tarfile, 'data_filter') else archive.extractall(folder)
         source = next(path for path in Path(folder).iterdir() if path.is_dir())
+        standard = output(python, '-c', CPP_STANDARD)
+        mend_setup(source / 'setup.py', standard)
         # setuptools takes CFLAGS instead of the interpreter's own flags, so optimisation is named too.
         env = {'CFLAGS': COMPILE_FLAGS, 'CXXFLAGS': COMPILE_FLAGS, **os.environ,
                'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(os.cpu_count() or 1),
                'PATH': f'{python.parent}{os.pathsep}{os.environ["PATH"]}'}
         if cpu_only:
             merge_small_files(source)
-            env['CFLAGS'] += f' -include {shlex.quote(str(precompiled_header(python, Path(folder), env)))}'
+            env['CFLAGS'] += f' -include {shlex.quote(str(precompiled_header(python, Path(folder), env, standard)))}'
         run(python, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation',
             '--wheel-dir', Path(folder) / 'wheel', source, env=env)
         for wheel in (Path(folder) / 'wheel').glob('*.whl'):
             os.replace(wheel, cache / wheel.name)
+
+
+def mend_setup(setup: Path, standard: str) -> None:
+    """Two changes that an mmcv needs which is older than the Python or the torch beside it."""
+    text = setup.read_text(encoding='utf-8').replace('-std=c++17', f'-std={standard}')
+    for old, new in zip(OLD_GET_VERSION, GET_VERSION):
+        text = text.replace(old, new)
+    setup.write_text(text, encoding='utf-8')
 
 
 def merge_small_files(source: Path) -> None:
@@ -148,7 +170,7 @@ def merge_small_files(source: Path) -> None:
     (folder / 'merged.cpp').write_text(''.join(f'#include "{path.name}"\n' for path in merged))
 
 
-def precompiled_header(python: Path, folder: Path, env: dict[str, str]) -> Path:
+def precompiled_header(python: Path, folder: Path, env: dict[str, str], standard: str) -> Path:
     """A header in `folder` with its compiled form beside it, to be included ahead of every file.
 
     It must come first: a compiler takes a precompiled header only before any other code, and the
@@ -157,9 +179,9 @@ def precompiled_header(python: Path, folder: Path, env: dict[str, str]) -> Path:
     """
     header = folder.absolute() / 'precompiled.hpp'
     header.write_text('#include <torch/types.h>\n')  # what mmcv's own pytorch_cpp_helper.hpp includes
-    flags = subprocess.run([python, '-c', HEADER_FLAGS], check=True, capture_output=True, text=True, env=env).stdout
+    flags = [*shlex.split(output(python, '-c', HEADER_FLAGS, env=env)), f'-std={standard}']
     compiler = shlex.split(os.environ.get('CXX', 'c++'))
-    subprocess.run([*compiler, *shlex.split(flags), '-x', 'c++-header', header, '-o', f'{header}.gch'],
+    subprocess.run([*compiler, *flags, '-x', 'c++-header', header, '-o', f'{header}.gch'],
                    check=False, env=env)
     return header
 
@@ -182,6 +204,10 @@ def run(*command: object, env: dict[str, str] | None = None) -> None:
     if result.returncode:
         sys.exit(f'Set-up stopped: "{shlex.join(map(str, command))}" failed with exit code '
                  f'{result.returncode}; its message stands above. Mend it and run make again.')
+
+
+def output(*command: object, env: dict[str, str] | None = None) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.strip()
 
 
 def step(text: str) -> None:

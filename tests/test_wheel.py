@@ -109,15 +109,32 @@ def test_from_an_empty_folder(scripts, tmp_path):
                          folder=tmp_path)
 
 
-def test_mmengines_hub_finds_the_configs(scripts, tmp_path):
+def test_mmengines_hub_builds_the_configs(scripts, tmp_path):
     program = """
 import repvgg_mm
-from mmengine.hub import get_config
-print(repvgg_mm.__file__)
-print(get_config('repvgg_mm::repvgg/pspnet_repvgg_b2.py').model.backbone.arch)
+from mmengine.hub import get_config, get_model
+config = get_config('repvgg_mm::repvgg/pspnet_repvgg_b2.py')
+models = [get_model(f'repvgg_mm::repvgg/{name}_repvgg_a0_shapes.py') for name in ('pspnet', 'retinanet')]
+models += [get_model('repvgg_mm::repvgg/pspnet_repvgg_a0_shapes_pure_python.py')]
+print(repvgg_mm.__file__, config.model.backbone.arch, *(type(model).__module__.split('.')[0] for model in models))
 """
-    *_, where, arch = run(scripts / 'python', '-c', program, folder=tmp_path).splitlines()
+    *_, last = run(scripts / 'python', '-c', program, folder=tmp_path).splitlines()  # mmengine logs before it
+    where, arch, *toolboxes = last.split()
     assert where.startswith(str(scripts.parent)) and arch == 'B2'
+    assert toolboxes == ['mmseg', 'mmdet', 'mmseg']
+
+
+def test_a_detector_from_an_empty_folder(scripts, tmp_path):
+    (tmp_path / 'mine.py').write_text("_base_ = 'repvgg_mm::repvgg/retinanet_repvgg_a0_shapes.py'\n")
+    program = scripts / 'repvgg-mm'
+    run(program, 'make-shapes', 'data/shapes', '--train', 4, '--val', 2, folder=tmp_path)
+    run(program, 'train', 'mine.py', '--work-dir', 'work', '--cfg-options', *FEW, *iterations(2), folder=tmp_path)
+    run(program, 'convert', 'mine.py', 'work/iter_2.pth', '--out', 'deploy', '--shape', 96, 96, folder=tmp_path)
+    assert 'bbox_mAP' in run(program, 'test', 'deploy/deploy.py', 'deploy/deploy.pth', folder=tmp_path)
+    if torch_at_least('2.6'):
+        run(program, 'export', 'deploy/deploy.py', 'deploy/deploy.pth', '--out', 'engine', '--shape', 96, 96,
+            folder=tmp_path)
+        assert 'bbox_mAP' in run(program, 'test', 'mine.py', 'engine/engine.onnx', folder=tmp_path)
 
 
 def test_the_tools_of_mim(scripts, tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, utils
@@ -9,6 +12,7 @@ from mmengine.config import Config, utils
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / '.mim' / 'configs' / 'repvgg', PACKAGE.parent / 'configs')  # of a wheel, of a clone
 PREFIX = 'repvgg_mm::repvgg/'
+TOOLBOXES = ('mmseg', 'mmdet', 'mmpretrain')
 
 
 def shipped_config(path: Path) -> Path | None:
@@ -41,3 +45,15 @@ def let_bases_be_named() -> None:
 
     path_of_base.knows_repvgg = True
     Config._get_cfg_path = staticmethod(path_of_base)
+
+
+def let_the_hub_build() -> None:
+    """Let `mmengine.hub.get_model` build the configs' models: it asks a package's `utils` for the function below."""
+    sys.modules.setdefault('repvgg_mm.utils', sys.modules[__name__])
+
+
+def register_all_modules() -> None:
+    """Register what the installed toolboxes have; a model's `_scope_` says which of them it is built from."""
+    for toolbox in TOOLBOXES:
+        if find_spec(toolbox):
+            import_module(f'{toolbox}.utils').register_all_modules(init_default_scope=False)

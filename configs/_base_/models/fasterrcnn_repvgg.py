@@ -3,6 +3,7 @@ _base_ = 'retinanet_repvgg.py'
 
 model = dict(
     _delete_=True,
+    _scope_='mmdet',  # for whoever builds it with another default scope, as MMEngine's hub does
     type='FasterRCNN',
     data_preprocessor=_base_.model.data_preprocessor,
     backbone=_base_.model.backbone,

@@ -16,6 +16,7 @@ head = dict(
     norm_cfg=norm_cfg,
     align_corners=False)
 model = dict(
+    _scope_='mmseg',  # for whoever builds it with another default scope, as MMEngine's hub does
     type='EncoderDecoder',
     data_preprocessor=data_preprocessor,
     backbone=dict(

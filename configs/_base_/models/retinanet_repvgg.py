@@ -3,6 +3,7 @@
 custom_imports = dict(imports=['repvgg_mm'])
 
 model = dict(
+    _scope_='mmdet',  # for whoever builds it with another default scope, as MMEngine's hub does
     type='RetinaNet',
     data_preprocessor=dict(
         type='DetDataPreprocessor',
