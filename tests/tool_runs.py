@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import select
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT = 600  # seconds
 CONFIG = 'configs/pspnet_repvgg_a0_shapes.py'
 
 
@@ -17,12 +21,41 @@ def run_tool(
 ) -> subprocess.CompletedProcess:
     """`python COMMAND` with its output; an AssertionError shows that output if `check` and it failed."""
     scripts = Path(python).parent  # as in an environment that is activated
-    result = subprocess.run(
-        [python, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env={'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scripts}{os.pathsep}{os.environ["PATH"]}', **environment})
+    variables = {
+        'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scripts}{os.pathsep}{os.environ["PATH"]}', **environment}
+    words = [str(word) for word in command]
+    if python == sys.executable and words[0].endswith('.py') and 'PYTHONPATH' not in environment:
+        result = run_warm(words, variables)
+    else:
+        result = subprocess.run(
+            [python, *words], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, env=variables)
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
+
+
+def run_warm(words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
+    """What `subprocess.run` gives, of a process that starts with torch, MMEngine and mmcv imported."""
+    server = warm_python()
+    with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
+        request = dict(argv=words, environment=variables, folder=str(ROOT), streams=[out.name, err.name])
+        server.stdin.write(json.dumps(request) + '\n')
+        server.stdin.flush()
+        ready, _, _ = select.select([server.stdout], [], [], TIMEOUT)
+        if not ready:
+            server.kill()
+            warm_python.cache_clear()
+            raise subprocess.TimeoutExpired(words, TIMEOUT, out.read(), err.read())
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(words, code, out.read().decode(), err.read().decode())
+
+
+@functools.cache
+def warm_python() -> subprocess.Popen:
+    """Ends with the process of the tests, which closes its input."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / 'tests/programs/warm_python.py'], text=True, cwd=ROOT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 
 def run_peer(*command: object, **options) -> subprocess.CompletedProcess:
