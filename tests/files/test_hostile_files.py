@@ -7,6 +7,8 @@ import operator
 import os
 import pickle
 import random
+import runpy
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -65,6 +67,12 @@ def touch(path: Path) -> Calls:
     return Calls(os.system, f'touch {path}')
 
 
+def script(ran: Path) -> Path:
+    path = ran.with_suffix('.py')
+    path.write_text(f'open({str(ran)!r}, "w")')
+    return path
+
+
 def save_zip(content: object, path: Path) -> None:
     torch.save(content, path)
 
@@ -112,9 +120,15 @@ PAYLOADS = {
     'BUILD': (save_zip, lambda ran: dict(evil=ActsOnState(str(ran))), 'ActsOnState'),
     'pickled module': (save_zip, lambda ran: ActsAsModule(str(ran)), 'ActsAsModule'),
     'object array': (save_zip, lambda ran: dict(meta=np.array([touch(ran)], dtype=object)), 'posix.system'),
+    'copy': (save_zip, lambda ran: dict(evil=Calls(shutil.copyfile, '/dev/null', str(ran))), 'shutil.copyfile'),
+    'script': (save_zip, lambda ran: dict(evil=Calls(runpy.run_path, str(script(ran)))), 'runpy.run_path'),
+    'bound method': (save_zip, lambda ran: dict(evil=Calls(ran.touch)), 'pathlib'),
+    'pickle in a pickle': (save_zip, lambda ran: dict(evil=Calls(pickle.loads, pickle.dumps(touch(ran)))),
+                           'pickle.loads'),
     'INST opcode': (save_bytes, lambda ran: f"(dp0\nS'evil'\n(S'touch {ran}'\niposix\nsystem\ns.".encode(),
                     'posix.system'),
     'older format': (save_legacy, lambda ran: dict(state_dict=weights(), evil=touch(ran)), 'posix.system'),
+    'STACK_GLOBAL opcode': (save_bytes, lambda ran: pickle.dumps(dict(evil=touch(ran)), protocol=4), 'posix.system'),
     'plain pickle': (save_pickle, lambda ran: dict(evil=touch(ran)), 'posix.system'),
     'tar format': (save_tar, lambda ran: touch(ran), 'posix.system'),
 }
