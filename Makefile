@@ -1,6 +1,8 @@
 # Two stacks share their import names: one virtual environment each.
 STACK ?= openmmlab
 PYTHON ?= python3
+# Processes that run tests, the tests of a file in one of them
+WORKERS ?= 2
 OLDEST_TESTS := tests/convert tests/deploy tests/files tests/openmmlab tests/commands/test_convert.py \
 	tests/test_archs.py tests/test_backbone.py tests/test_block.py tests/test_branch_sum.py tests/test_environment.py \
 	tests/test_fusion.py tests/test_layouts.py tests/test_pretrained.py tests/test_stages.py tests/test_wheel.py
@@ -25,7 +27,7 @@ demo: setup
 
 # Where torch is old there are no engines, and no newer libraries to compare with
 test: setup $(if $(filter oldest,$(STACK)),,peers)
-	$(VENV)/bin/python -m pytest $(if $(filter oldest,$(STACK)),-m "not peers" $(OLDEST_TESTS)) $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(if $(filter oldest,$(STACK)),-m "not peers" $(OLDEST_TESTS)) $(PYTEST_ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

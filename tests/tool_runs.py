@@ -24,8 +24,10 @@ def run_tool(
     variables = {
         'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scripts}{os.pathsep}{os.environ["PATH"]}', **environment}
     words = [str(word) for word in command]
-    if python == sys.executable and words[0].endswith('.py') and 'PYTHONPATH' not in environment:
-        result = run_warm(words, variables)
+    own_imports = python != sys.executable or 'PYTHONPATH' in environment
+    server = None if own_imports else warm_python()
+    if server:
+        result = run_warm(server, words, variables)
     else:
         result = subprocess.run(
             [python, *words], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, env=variables)
@@ -34,9 +36,8 @@ def run_tool(
     return result
 
 
-def run_warm(words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
+def run_warm(server: subprocess.Popen, words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
     """What `subprocess.run` gives, of a process that starts with torch, MMEngine and mmcv imported."""
-    server = warm_python()
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
         request = dict(argv=words, environment=variables, folder=str(ROOT), streams=[out.name, err.name])
         server.stdin.write(json.dumps(request) + '\n')
@@ -51,11 +52,12 @@ def run_warm(words: list[str], variables: dict[str, str]) -> subprocess.Complete
 
 
 @functools.cache
-def warm_python() -> subprocess.Popen:
-    """Ends with the process of the tests, which closes its input."""
-    return subprocess.Popen(
+def warm_python() -> subprocess.Popen | None:
+    """Ends with the process of the tests, which closes its input. None where a process cannot be copied."""
+    server = subprocess.Popen(
         [sys.executable, ROOT / 'tests/programs/warm_python.py'], text=True, cwd=ROOT,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return server if server.stdout.readline() == 'warm\n' else None
 
 
 def run_peer(*command: object, **options) -> subprocess.CompletedProcess:
