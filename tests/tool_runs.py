@@ -24,7 +24,7 @@ def run_tool(
     variables = {
         'OMP_NUM_THREADS': '1', **os.environ, 'PATH': f'{scripts}{os.pathsep}{os.environ["PATH"]}', **environment}
     words = [str(word) for word in command]
-    own_imports = python != sys.executable or 'PYTHONPATH' in environment
+    own_imports = python != sys.executable or 'PYTHONPATH' in environment or not words[0].endswith('.py')
     server = None if own_imports else warm_python()
     if server:
         result = run_warm(server, words, variables)
