@@ -59,10 +59,6 @@ import torch
 print('c++20' if tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14) else 'c++17')
 """
 
-# What mmcv 2.1.0's setup.py reads its version with: from Python 3.13 on, exec in a function leaves its locals alone.
-OLD_GET_VERSION = ("version_file, 'exec'))", "return locals()['__version__']")
-GET_VERSION = ("version_file, 'exec'), globals())", "return globals()['__version__']")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -73,6 +69,10 @@ def main() -> None:
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         sys.exit('Python 3.10 to 3.13 is supported; this is '
                  f'{sys.version.split()[0]}. Run make with PYTHON=python3.11, for example.')
+
+    if sys.version_info >= (3, 13) and args.stack != 'onedl':
+        sys.exit('The OpenMMLab stack needs Python 3.12 or older: the setup.py of mmcv 2.1.0 fails on '
+                 f'{sys.version.split()[0]}, before anything in it can be mended. Run make with STACK=onedl.')
 
     started = time.perf_counter()
     python = create_venv(args.venv)
@@ -138,7 +138,7 @@ def build_mmcv(python: Path, requirement: str, cache: Path, cpu_only: bool) -> N
             archive.extractall(folder, filter='data') if hasattr(tarfile, 'data_filter') else archive.extractall(folder)
         source = next(path for path in Path(folder).iterdir() if path.is_dir())
         standard = output(python, '-c', CPP_STANDARD)
-        mend_setup(source / 'setup.py', standard)
+        set_standard(source / 'setup.py', standard)
         # setuptools takes CFLAGS instead of the interpreter's own flags, so optimisation is named too.
         env = {'CFLAGS': COMPILE_FLAGS, 'CXXFLAGS': COMPILE_FLAGS, **os.environ,
                'MMCV_WITH_OPS': '1', 'MAX_JOBS': str(os.cpu_count() or 1),
@@ -152,12 +152,10 @@ def build_mmcv(python: Path, requirement: str, cache: Path, cpu_only: bool) -> N
             os.replace(wheel, cache / wheel.name)
 
 
-def mend_setup(setup: Path, standard: str) -> None:
-    """Two changes that an mmcv needs which is older than the Python or the torch beside it."""
-    text = setup.read_text(encoding='utf-8').replace('-std=c++17', f'-std={standard}')
-    for old, new in zip(OLD_GET_VERSION, GET_VERSION):
-        text = text.replace(old, new)
-    setup.write_text(text, encoding='utf-8')
+def set_standard(setup: Path, standard: str) -> None:
+    """mmcv names the C++ of the torch of its time; C++20 is what torch 2.14's headers need."""
+    text = setup.read_text(encoding='utf-8')
+    setup.write_text(text.replace('-std=c++17', f'-std={standard}'), encoding='utf-8')
 
 
 def merge_small_files(source: Path) -> None:
