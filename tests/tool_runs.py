@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -39,7 +40,8 @@ def run_tool(
 def run_warm(server: subprocess.Popen, words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
     """What `subprocess.run` gives, of a process that starts with torch, MMEngine and mmcv imported."""
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
-        request = dict(argv=words, environment=variables, folder=str(ROOT), streams=[out.name, err.name])
+        request = dict(argv=words, environment=variables, folder=str(ROOT), streams=[out.name, err.name],
+                       file_size=resource.getrlimit(resource.RLIMIT_FSIZE))  # inherited, as any process does
         server.stdin.write(json.dumps(request) + '\n')
         server.stdin.flush()
         ready, _, _ = select.select([server.stdout], [], [], TIMEOUT)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import runpy
 import sys
 import traceback
@@ -21,9 +22,10 @@ import mmengine.runner  # noqa: F401
 matplotlib.use('agg')
 
 
-def run(argv: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> None:
+def run(argv: list[str], environment: dict[str, str], folder: str, streams: list[str], file_size: list[int]) -> None:
     """Does not return: the process ends as the program does."""
     os.setsid()
+    resource.setrlimit(resource.RLIMIT_FSIZE, file_size)
     for descriptor, path in enumerate(['/dev/null', *streams]):
         opened = os.open(path, os.O_RDWR)
         os.dup2(opened, descriptor)
