@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(os, 'open', open_no_folder)
     monkeypatch.setattr(os, 'fsync', sync_what_may_be_written)
     monkeypatch.setattr(os, 'replace', replace_no_file_in_use)
+    monkeypatch.setattr(shutil, '_use_fd_functions', False)  # on Windows a folder is removed by its path
     return in_use
 
 
