@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -25,11 +27,23 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def run_script(script: Callable[[], None]) -> None:
-    """Run a script's function; a UserError becomes one message on stderr and exit code 1."""
+    """Run a script's function; a UserError becomes one message on stderr and exit code 1.
+
+    Stopped by a signal (SIGTERM, or SIGINT from Ctrl+C) it removes what it has half written, and ends with 128 + the
+    number of the signal.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
         script()
     except UserError as error:
         sys.exit(f'{Path(sys.argv[0]).name}: {error}')
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def main() -> None:

@@ -50,10 +50,11 @@ def fit_to_backbone(
         partial: allow missing tensors and other shapes; the values of `expected` then stay.
 
     Raises:
-        UserError: no RepVGG, deploy-form weights for a training form, or not all tensors of the
-            backbone are there with its shapes.
+        UserError: no RepVGG, weights that are no real numbers, deploy-form weights for a training form, or not
+            all tensors of the backbone are there with its shapes.
     """
     found = to_native(unwrap(checkpoint))
+    check_kinds(found.tensors)
     form, expected_form = form_of(found.tensors), form_of(expected)
     fuse = form == 'training' and expected_form == 'deploy'
     if form == 'deploy' and expected_form == 'training':
@@ -98,6 +99,27 @@ def fuse_state_dict(tensors: Mapping[str, Tensor], eps: float) -> dict[str, Tens
             fused[f'{block}.branch_reparam.weight'] = weight
             fused[f'{block}.branch_reparam.bias'] = bias
     return fused
+
+
+def check_kinds(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None = None) -> None:
+    """Raise UserError for tensors that would change their values when they are copied into a model.
+
+    Those are complex numbers, whole numbers (of a quantised model, for example) and sparse ones. Without `expected`,
+    the model's own, every tensor but a counter of batches is a weight.
+    """
+    wrong = []
+    for name, tensor in tensors.items():
+        is_weight = _is_weight(name)
+        if expected and name in expected:
+            is_weight = expected[name].is_floating_point()
+
+        fits = tensor.layout is torch.strided and not tensor.is_complex()
+        if not fits or (is_weight and not tensor.is_floating_point()):
+            wrong.append(f'{name} of {str(tensor.dtype).removeprefix("torch.")}')
+    if wrong:
+        raise UserError(
+            f'Weights are dense tensors of floating-point numbers, and here are {listed("of another kind", wrong)}. '
+            'Use a checkpoint that was not quantised or otherwise turned into another kind of numbers.')
 
 
 def guess_arch(tensors: Mapping[str, Tensor]) -> str | None:

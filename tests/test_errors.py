@@ -30,3 +30,8 @@ def test_a_long_message_is_cut():
 
 def test_mistakes_of_a_user_are_value_errors():
     assert issubclass(UserError, ValueError) and issubclass(UnusableFile, UserError)
+
+
+def test_a_name_from_a_file_tells_a_terminal_nothing():
+    named = 'the key \x1b]0;title\x07\x9b31m in\ta\nfile é'
+    assert str(UserError(named)) == 'the key \\x1b]0;title\\x07\\x9b31m in\ta\nfile é'

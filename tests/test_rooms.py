@@ -35,7 +35,7 @@ ALLOWED = {
     'backbone': ({'archs', 'block', 'registry', 'stages'}, {'torch', 'mmcv', 'mmengine'}),
     'files': (set(), {'torch', 'numpy', 'safetensors', 'mmengine'}),
     'convert': (TORCH_PAPER | {'files'}, {'torch', 'mmengine'}),
-    'openmmlab': ({*PAPER, 'files'}, {'torch', 'numpy', 'mmengine'}),
+    'openmmlab': ({*PAPER, 'files'}, {'torch', 'numpy', 'mmengine', 'filelock'}),
     'deploy': ({*PAPER, 'files', 'convert', 'openmmlab'}, {'torch', 'numpy', 'mmengine'}),
     'engine': ({*PAPER, 'files', 'convert', 'openmmlab', 'deploy'}, {'torch', 'numpy', 'mmengine'}),
     'export': ({*PAPER, *ROOMS[:5]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet'}),

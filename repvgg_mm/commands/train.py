@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..openmmlab.amp import use_amp
-from ..openmmlab.resume import resume_from, resume_latest
+from ..openmmlab.resume import explained_resuming, resume_from, resume_latest
 from ..openmmlab.runner import build_runner
 from .screen import ProgressHook, Screen, open_screen
 from .setup import load_config
@@ -31,4 +31,5 @@ def train(args: argparse.Namespace, screen: Screen) -> None:
     runner = build_runner(cfg, 'train', 'val')
     if not args.verbose:
         runner.register_hook(ProgressHook(screen))
-    runner.train()
+    with explained_resuming(cfg.get('load_from')):
+        runner.train()

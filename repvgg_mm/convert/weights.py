@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..pretrained import listed, unwrap
+from ..pretrained import check_kinds, listed, unwrap
 from ..stages import Stages
 
 WRAPPER_PREFIXES = ('module.', '_orig_mod.')  # of DDP, of torch.compile
@@ -37,7 +37,7 @@ def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
 
     Raises:
         UserError: deploy-form weights for a training form, other architecture, missing or unexpected
-            tensors; the model is then unchanged.
+            tensors, tensors of another kind of numbers; the model is then unchanged.
     """
     weights = state_dict_of(checkpoint, source)
     current = model.state_dict()
@@ -46,6 +46,7 @@ def load_strictly(model: nn.Module, checkpoint: Mapping, source: str) -> None:
 
     try:
         found = _fit_backbones(model, weights, prefix)
+        check_kinds(found, expected)
     except UserError as error:
         raise UserError(f'{source}: {error}') from None
     _check_complete(found, expected, source)

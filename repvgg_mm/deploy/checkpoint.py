@@ -12,11 +12,14 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..convert.weights import load_strictly, state_dict_of
+from ..errors import UserError
 from ..files.atomic import sha256_of
 from ..files.checkpoint import read_checkpoint
 from ..files.download import local_path
 from ..layouts import form_of
 from ..openmmlab.model import build_model
+
+PAIR = 'deploy_pair'  # in a deploy.py and in the meta of its checkpoint: equal where one conversion wrote both
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,20 @@ class Checkpoint:
         weights = state_dict_of(content, source)
         return cls(source, content, weights, form_of(weights), sha256_of(local_path(source)))
 
+    def load_into(self, model: nn.Module, cfg: Config) -> None:
+        """Give all weights to `model`, which was built from `cfg`; see `load_strictly`.
+
+        Raises:
+            UserError: they do not fit it completely, or another conversion wrote `cfg`.
+        """
+        meta = self.content.get('meta')
+        own = meta.get(PAIR) if isinstance(meta, Mapping) else None
+        if own and cfg.get(PAIR) and own != cfg[PAIR]:
+            raise UserError(
+                f'A deploy.py and its checkpoint belong to one conversion, and {self.source} has {PAIR} {own}, the '
+                f'config {cfg[PAIR]}. Use the two that were written together, or convert again.')
+        load_strictly(model, self.content, self.source)
+
     @property
     def name(self) -> str:
         """Of the file, without its folder."""
@@ -72,5 +89,5 @@ def load_model(cfg: Config, checkpoint: Checkpoint) -> nn.Module:
         UserError: the config names what there is not, or the weights do not fit it completely.
     """
     model = build_model(cfg)
-    load_strictly(model, checkpoint.content, checkpoint.source)
+    checkpoint.load_into(model, cfg)
     return model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..files.checkpoint import write_checkpoint
 from ..openmmlab.config import copy_of
 from ..openmmlab.model import arch_of_config, check_size, replace_sync_bn, shape_of_config
 from ..version import __version__
-from .checkpoint import Checkpoint, load_model
+from .checkpoint import PAIR, Checkpoint, load_model
 from .config import DEPLOY_FORM, deploy_config, use_training_form
 
 WEIGHT_SUFFIXES = {'.pth', '.safetensors'}
@@ -76,6 +77,9 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
     inputs = torch.randn(1, in_channels(trained), *shape, generator=generator)
     errors = _prove(trained, deploy, inputs)
 
+    described = checkpoint.sha256 + deploy_cfg.pretty_text
+    deploy_cfg[PAIR] = hashlib.sha256(described.encode()).hexdigest()[:16]
+
     versions = dict(repvgg_mm=__version__, torch=str(torch.__version__), mmengine=mmengine.__version__)
     meta = dict(
         form='deploy',
@@ -83,6 +87,7 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
         source=checkpoint.name,
         source_sha256=checkpoint.sha256,
         worst_relative_error=max(errors.values()),
+        deploy_pair=deploy_cfg[PAIR],
         versions=versions)
     if checkpoint.dataset_meta:
         meta['dataset_meta'] = checkpoint.dataset_meta
@@ -91,6 +96,8 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
 
 def write_deploy(conversion: Conversion, folder: Path, suffix: str = 'pth', stem: str = 'deploy') -> Path:
     """Write `STEM.SUFFIX` and `STEM.py`; either both files are the new ones or nothing has changed.
+
+    A kill between the two can leave one of them new; `Checkpoint.load_into` refuses such a pair.
 
     Returns the path of the weights.
     """

@@ -10,7 +10,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .checkpoint import Checkpoint
 from .conversion import convert_checkpoint, write_deploy
 
@@ -23,18 +23,19 @@ class RepVGGConvertHook(Hook):
     does it; the model that was trained is not touched. Under EMAHook the averaged weights are converted,
     with several processes the first one writes.
 
+    A checkpoint that cannot be converted or proven is named in an error of the log, with the reason, and the
+    training has ended well all the same: the checkpoints are written, and so are the other conversions.
+
     Args:
         shape: height and width of the input on which both forms are compared; from the config by default.
-
-    Raises:
-        UserError: a checkpoint cannot be converted; the checkpoints themselves are written and the others
-            converted by then.
+        strict: end with a UserError instead, once all that can be converted is.
     """
 
     priority = 'LOWEST'  # after CheckpointHook
 
-    def __init__(self, shape: tuple[int, int] | None = None) -> None:
+    def __init__(self, shape: tuple[int, int] | None = None, strict: bool = False) -> None:
         self.shape = shape
+        self.strict = strict
 
     def after_train(self, runner: Runner) -> None:
         if not is_main_process():
@@ -44,13 +45,16 @@ class RepVGGConvertHook(Hook):
         for path in written_checkpoints(runner):
             try:
                 said = self._convert(path, runner.cfg)
-            except UserError as error:
-                refused.append(f'{path.name} was not converted. {error}')
+            except Exception as error:  # of any model: hours of training do not end in a stack trace
+                why = error if isinstance(error, UserError) else first_line(error)
+                refused.append(f'{path.name} was not converted. {why}')
             else:
                 runner.logger.info(said)
 
-        if refused:
+        if refused and self.strict:
             raise UserError('\n'.join(refused))
+        for text in refused:
+            runner.logger.error(text)
 
     def _convert(self, path: Path, cfg: Config) -> str:
         """Write the deploy form of a checkpoint beside it; returns what was done."""

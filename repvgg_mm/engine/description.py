@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from ..errors import UserError
 
 FORMAT = 1
 SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}  # of engines, and the library that runs them
+PROPERTIES = {'INFERENCE_PRECISION_HINT': ('f32', 'bf16', 'f16')}  # of OpenVINO, with which an engine is loaded
+EXTERNAL_DATA = re.compile(rb'\n\x08location\x12')  # in an ONNX file; the length and the name of a file follow
 NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation')
 
 
@@ -111,9 +114,10 @@ def write_description(path: Path, description: Description) -> Description:
     Returns what was written; `description` itself is not changed.
     """
     files = {}
-    for file in (path, path.with_suffix('.bin')):
+    for name in (path.name, *_loaded_with(path)):
+        file = path.with_name(name)
         if file.is_file():
-            files[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            files[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     description = replace(description, files=files)
 
     content = asdict(description)
@@ -141,10 +145,11 @@ def read_description(path: str | PathLike) -> Description:
     file = path.with_suffix('.json')
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _not_all_files(path, file, error) from None
 
     description = description_from(content, file)
+    _check_properties(file, description.openvino_properties)
     _check_files(path, file, description.files)
     return description
 
@@ -175,21 +180,48 @@ def is_engine(path: str | PathLike) -> bool:
     return Path(path).suffix in SUFFIXES
 
 
+def _check_properties(file: Path, properties: Mapping) -> None:
+    """UserError for properties that no export writes: some let OpenVINO write files or load libraries."""
+    for name, value in properties.items():
+        if value not in PROPERTIES.get(name, ()):
+            raise UserError(
+                f'An engine is loaded with the properties {PROPERTIES}, and {file} has {name}={value!r}. '
+                'Export it again, or do not use it if you do not know where it comes from.')
+
+
 def _check_files(path: Path, file: Path, expected: Mapping[str, str]) -> None:
     """UserError unless every file is beside the engine and the one that was described."""
     changed = []
     for name, sha256 in expected.items():
+        beside = path.parent / name
+        if Path(name).name != name or '\\' in name or (beside.exists() and not beside.is_file()):
+            raise UserError(
+                f'The files of an engine are regular files in its folder, and {file} names {name!r}. Export it again, '
+                'or do not use it if you do not know where it comes from.')
         try:
-            content = (path.parent / name).read_bytes()
+            content = beside.read_bytes()
         except OSError as error:
             raise _not_all_files(path, file, error) from None
         if hashlib.sha256(content).hexdigest() != sha256:
             changed.append(name)
 
-    if changed or path.name not in expected:
+    undescribed = [name for name in (path.name, *_loaded_with(path)) if name not in expected]
+    if changed or undescribed:
         raise UserError(
-            f'The files of an engine belong to one export, and {", ".join(changed) or path.name} is not '
+            f'The files of an engine belong to one export, and {", ".join(changed + undescribed)} is not '
             f'the file that {file} describes. Copy all files again, or export again.')
+
+
+def _loaded_with(path: Path) -> list[str]:
+    """Names of the files that a library reads when it loads the engine at `path`: its weights, where they are apart."""
+    if path.suffix == '.xml':
+        return [path.with_suffix('.bin').name]
+
+    content, names = path.read_bytes(), set()
+    for found in EXTERNAL_DATA.finditer(content):
+        length, start = content[found.end()], found.end() + 1
+        names.add(content[start:start + length].decode(errors='replace'))
+    return sorted(names)
 
 
 def _not_all_files(path: Path, file: Path, error: Exception) -> UserError:

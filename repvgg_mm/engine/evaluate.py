@@ -12,7 +12,6 @@ from mmengine.config import Config
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from ..convert.weights import load_strictly
 from ..deploy.checkpoint import Checkpoint
 from ..errors import UserError
 from ..openmmlab.config import copy_of
@@ -65,7 +64,7 @@ def _put_in(runner: Runner, cfg: Config, weights: Checkpoint | Engine) -> None:
         return
     if isinstance(model, BaseTTAModel):
         model = model.module
-    load_strictly(model, weights.content, weights.source)
+    weights.load_into(model, cfg)
 
 
 def _test_config(cfg: Config, folder: str) -> Config:

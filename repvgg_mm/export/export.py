@@ -17,7 +17,6 @@ from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
 from ..convert.compare import relative_error
-from ..convert.weights import load_strictly
 from ..deploy.checkpoint import Checkpoint
 from ..deploy.config import deploy_config
 from ..deploy.conversion import Conversion, convert_checkpoint, in_channels
@@ -180,7 +179,7 @@ def load_deploy(cfg: Config, checkpoint: Checkpoint, target: Target) -> tuple[nn
     model = build_model(deploy_config(cfg)).eval()
     network_of(model, argmax=target.argmax)  # refused before the work of converting
     if checkpoint.form == 'deploy':
-        load_strictly(model, checkpoint.content, checkpoint.source)
+        checkpoint.load_into(model, cfg)
         return model, None
 
     conversion = convert_checkpoint(cfg, checkpoint, target.shape)

@@ -22,6 +22,7 @@ from .tensor_file import is_tensor_file, read_tensor_file, write_tensor_file
 from .unpickler import Refused, find, safe_pickle
 
 ZIP = b'PK\x03\x04'
+MOST_INFLATED = 200 << 20  # bytes that the records of a zip file may have beyond twice the file's own size
 FOLDER = 0x10  # an attribute of a zip archive's entry
 FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # a variable of torch, which then takes no reader but its own
 
@@ -134,10 +135,13 @@ def _verify_records(file: BinaryIO) -> dict[str, int]:
     A CRC of 0 is no checksum: torch.serialization.set_crc32_options(False) writes that.
 
     Raises:
-        BadZipFile and others: the archive is damaged.
+        BadZipFile and others: the archive is damaged, or takes many times its size in memory.
     """
     sizes = {}
     with zipfile.ZipFile(file) as archive:
+        inflated = sum(record.file_size for record in archive.infolist())
+        if inflated > 2 * os.fstat(file.fileno()).st_size + MOST_INFLATED:
+            raise zipfile.BadZipFile(f'its records take {inflated} bytes in memory, which no writer of weights packs')
         for record in archive.infolist():
             with archive.open(record) as content:
                 while record.CRC and content.read(CHUNK):

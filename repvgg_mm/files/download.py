@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import http.client
 import os
 import re
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlparse
 import torch
 
 from ..errors import UserError
+from .atomic import sha256_of
 
 WEB = ('http://', 'https://')
 
@@ -51,6 +53,9 @@ def is_remote(source: object) -> bool:
 def local_path(source: str | os.PathLike) -> Path:
     """Where the file of a path, a URL or a hub name is, or will be once it is downloaded.
 
+    A name with a hash in it stands for one content wherever it comes from, and torch and mmengine find the file under
+    it too. Any other name goes with a hash of the whole address: two servers can both have a `best.pth`.
+
     Raises:
         UserError: the hub has no such name, or the scheme is none of those that are downloaded.
     """
@@ -63,6 +68,10 @@ def local_path(source: str | os.PathLike) -> Path:
         raise UserError(
             f'The address of a checkpoint ends in the name of a file, and {source} has none. '
             'Give the address of the file itself.')
+
+    if _hash_in(name) is None:
+        of_address = hashlib.sha256(address.encode()).hexdigest()[:12]
+        name = f'{Path(name).stem}.{of_address}{Path(name).suffix}'
     return Path(torch.hub.get_dir()) / 'checkpoints' / name
 
 
@@ -70,10 +79,11 @@ def download(source: str) -> tuple[Path, bool]:
     """The local file of a URL or a hub name, and whether this call downloaded it.
 
     A name that ends in the first digits of a sha256, as OpenMMLab and torch name their files
-    (name-60ae8e23.pth), must be that of the content. In a distributed run rank 0 downloads first.
+    (name-60ae8e23.pth), must be that of the content, also of a file that was there. In a distributed run rank 0
+    downloads first.
 
     Raises:
-        UserError: it cannot be downloaded or has another sha256; nothing is then left behind.
+        UserError: it cannot be downloaded or has another sha256; a download then leaves nothing behind.
     """
     path, address = local_path(source), _address(source)
     if not _is_distributed():
@@ -95,7 +105,10 @@ def _is_distributed() -> bool:
 
 
 def _download_once(address: str, path: Path) -> bool:
-    if path.exists() or not address.startswith(WEB):
+    if not address.startswith(WEB):
+        return False
+    if path.is_file():
+        _check_hash(address, path)
         return False
 
     _tell(f'Downloading {address} to {path}')
@@ -108,6 +121,17 @@ def _download_once(address: str, path: Path) -> bool:
             f'was left in {path.parent}. Check the address and the network, or download the file and give '
             'its path.') from None
     return True
+
+
+def _check_hash(address: str, path: Path) -> None:
+    """UserError if a downloaded file has another content than the hash in its name says."""
+    expected = _hash_in(path.name)
+    found = sha256_of(path) if expected else ''
+    if expected and not found.startswith(expected):
+        raise UserError(
+            f'{address} was downloaded to {path} before, and the sha256 of that file begins with '
+            f'{found[:len(expected)]}, not with {expected} as its name says. It was damaged or replaced: remove it '
+            'and it is downloaded again.')
 
 
 def _tell(text: str) -> None:

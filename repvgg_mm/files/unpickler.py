@@ -23,6 +23,7 @@ KINDS_OF_NUMBERS = 'biufc'  # numpy's: truth values, integers, floats, complex n
 STATISTICS = ('min', 'max', 'current', 'mean')  # of mmengine's log histories
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
+MOST_LEVELS = 100  # of dicts, lists and tuples in one another; mmengine's checkpoints have 8
 NO_DTYPE_STATE = (None, None, None, -1, -1, 0)  # of fields, subarrays, alignment
 
 
@@ -167,6 +168,11 @@ class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can 
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
+    def load(self) -> object:
+        content = super().load()
+        _check_depth(content)
+        return content
+
     def find_class(self, module: str, name: str) -> object:
         return find(todays_name(module, name))
 
@@ -185,11 +191,20 @@ class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can 
         if isinstance(owner, np.ndarray):
             _check_array_state(state)
         elif isinstance(owner, np.dtype):
-            _expect(tuple(state[2:8]) == NO_DTYPE_STATE and state[1] in ('<', '>', '=', '|'), 'a state of a numpy type')
+            self.stack.pop()
+            self._replace(owner, _dtype_in_order(owner, state))
+            return
         else:
             known = type(owner) in (Namespace, OrderedDict, _history_buffer())
             _expect(known and type(state) is dict, f'a state of {type(owner)!r}')
         super().load_build()
+
+    def _replace(self, old: object, new: object) -> None:
+        """Put a value in the place of one that is on top of the stack and can be in the memo."""
+        self.stack[-1] = new
+        for place, value in self.memo.items():
+            if value is old:
+                self.memo[place] = new
 
     def load_setitem(self) -> None:
         _expect(isinstance(self.stack[-3], dict), f'an item of {type(self.stack[-3])!r}')
@@ -247,6 +262,27 @@ def _check_storage(pid: tuple, sizes: Mapping[str, int]) -> None:
     _, kind, key, _, elements = pid
     item_size = 1 if kind is torch.UntypedStorage else kind.dtype.itemsize
     _expect(sizes.get(key) == elements * item_size, f'{elements} elements of a record of {sizes.get(key)} bytes')
+
+
+def _dtype_in_order(dtype: np.dtype, state: tuple) -> np.dtype:
+    """(version, order of bytes, subarray, names, fields, item size, alignment, flags): the order is all that counts."""
+    _expect(tuple(state[2:8]) == NO_DTYPE_STATE and state[1] in ('<', '>', '=', '|'), 'a state of a numpy type')
+    return dtype if state[1] == '|' else dtype.newbyteorder(state[1])
+
+
+def _check_depth(content: object) -> None:
+    """Deeper ones end in a RecursionError, or in none, wherever they are copied or written."""
+    level, seen = [content], set()
+    for _ in range(MOST_LEVELS):
+        inner = []
+        for value in level:
+            if isinstance(value, (Mapping, list, tuple, set, frozenset)) and id(value) not in seen:
+                seen.add(id(value))
+                inner += [*value, *value.values()] if isinstance(value, Mapping) else value
+        if not inner:
+            return
+        level = inner
+    raise Refused(f'No writer of checkpoints makes more than {MOST_LEVELS} dicts, lists and tuples in one another')
 
 
 def _check_array_state(state: tuple) -> None:

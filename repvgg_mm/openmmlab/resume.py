@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner, find_latest_checkpoint, set_random_seed
 from torch.utils.data import DataLoader
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files.checkpoint import read_checkpoint
 
 SEEDS = 1 << 32  # numpy's generator takes a seed below it
+LIMITS = {'epoch': 1 << 31, 'iter': 1 << 40, 'seed': SEEDS}
+HUB_PARTS = ('log_scalars', 'runtime_info', 'resumed_keys')
 SAVED_STEP = re.compile(r'(iter|epoch)_\d+\.pth')
 RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoint that training can go on from
 
@@ -25,15 +29,18 @@ RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoin
 def resume_latest(cfg: Config, *, trust: bool = False) -> str:
     """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, see `resume_from`.
 
-    The latest is the one that `last_checkpoint` names or, if that one is not there, the newest
+    The latest is the one of the name that `last_checkpoint` gives or, if that one is not there, the newest
     `iter_*.pth` or `epoch_*.pth`. Returns its path.
 
     Raises:
         UserError: there is none, or training cannot go on from it.
     """
+    work_dir = Path(cfg.work_dir)
     latest = Path(find_latest_checkpoint(cfg.work_dir) or '')
+    if (work_dir / latest.name).is_file():  # a copied work dir still names the checkpoints of the other one
+        latest = work_dir / latest.name
     if not latest.is_file():
-        latest = _newest_step(Path(cfg.work_dir))
+        latest = _newest_step(work_dir)
     resume_from(cfg, str(latest), trust=trust)
     return str(latest)
 
@@ -45,7 +52,7 @@ def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
         UserError: it cannot be read, or it is not a Runner's.
     """
     checkpoint = read_checkpoint(path, trust=trust)
-    missing = [part for part in RUN_PARTS if not isinstance(checkpoint.get(part), dict)]
+    missing = [part for part in RUN_PARTS if not isinstance(checkpoint.get(part), Mapping)]
     if missing:
         raise UserError(
             f'Training goes on from a checkpoint of a whole run, and {path} has no {", ".join(missing)}. '
@@ -53,6 +60,8 @@ def resume_from(cfg: Config, path: str, *, trust: bool = False) -> None:
 
     meta = {'seed': None, **checkpoint['meta']}
     _check_counts(meta, path)
+    _check_length(meta, cfg, path)
+    _check_hub(checkpoint['message_hub'], path)
 
     randomness = dict(cfg.get('randomness') or {})
     if randomness.get('seed') is None and meta['seed'] is not None:
@@ -71,14 +80,52 @@ def _newest_step(work_dir: Path) -> Path:
 
 
 def _check_counts(meta: Mapping, path: str) -> None:
-    """UserError if epoch, step or seed of a run is no whole number; there may be no seed."""
-    for name in ('epoch', 'iter', 'seed'):
+    """UserError if epoch, step or seed of a run is no whole number from 0 on; there may be no seed."""
+    for name, limit in LIMITS.items():
         count = meta.get(name)
         without_seed = name == 'seed' and count is None
-        if not isinstance(count, int) and not without_seed:
+        if without_seed:
+            continue
+        if type(count) is not int or not 0 <= count < limit:
             raise UserError(
-                f'A run is counted in whole numbers, and {path} has the {name} {count!r}. '
+                f'A run is counted in whole numbers from 0 to {limit - 1}, and {path} has the {name} {count!r}. '
                 'Go on from another checkpoint, or start without --resume.')
+
+
+def _check_length(meta: Mapping, cfg: Config, path: str) -> None:
+    """UserError if the run in a checkpoint is longer than the config asks for; its end is no mistake."""
+    for name, key in (('iter', 'max_iters'), ('epoch', 'max_epochs')):
+        length = (cfg.get('train_cfg') or {}).get(key)
+        if isinstance(length, int) and meta[name] > length:
+            raise UserError(
+                f'A run goes on up to train_cfg.{key}, which is {length}, and {path} was written at {name} '
+                f'{meta[name]}. Set train_cfg.{key} to more, or start without --resume.')
+
+
+def _check_hub(hub: Mapping, path: str) -> None:
+    """UserError if what a Runner's hooks remember is nothing that MMEngine writes."""
+    for name in HUB_PARTS:
+        if not isinstance(hub.get(name, {}), Mapping):
+            raise UserError(
+                f'The message hub of a run holds {", ".join(HUB_PARTS)}, each a dict, and in {path} {name} is a '
+                f'{type(hub[name]).__name__}. Go on from another checkpoint, or start without --resume.')
+
+
+@contextmanager
+def explained_resuming(path: str | None) -> Iterator[None]:
+    """Turn what goes wrong while a Runner takes over the checkpoint at `path` into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(frame.name == 'resume' and 'mmengine' in frame.filename for frame in frames):
+            raise
+        raise UserError(
+            f'A run goes on with the model, optimizer and schedule with which its checkpoint was written, and {path} '
+            f'has others ({first_line(error)}). To start from its weights, train without --resume and with '
+            f'--cfg-options load_from={path}.') from None
 
 
 class SeedEachStepHook(Hook):

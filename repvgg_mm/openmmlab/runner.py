@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import register_backend
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..environment import check_torchvision
-from ..files.atomic import atomic_path
 from .config import explained
 from .data import check_dataset
 from .model import replace_sync_bn
 from .resume import IgnoreSavedConfigHook, SeedEachStepHook
+from .work_dir import AtomicLocalBackend, OwnWorkDirHook
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
@@ -26,10 +26,12 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     runs on a CPU.
 
     Its checkpoints are written atomically, and a resumed run continues as if it had not been interrupted.
+    A training has its work dir for itself.
 
     Raises:
         UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
-            says it is, the config names a part or an option that there is not, or torchvision does not fit torch.
+            says it is, the config names a part or an option that there is not, torchvision does not fit torch, or
+            another training writes to the work dir.
     """
     check_torchvision()
     for split in splits:
@@ -42,33 +44,10 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
     if 'train' in splits:
+        runner.register_hook(OwnWorkDirHook(Path(runner.work_dir)))
         runner.register_hook(SeedEachStepHook())
         runner.register_hook(IgnoreSavedConfigHook())
     return runner
-
-
-class AtomicLocalBackend(LocalBackend):
-    """MMEngine's local files, of which a reader sees the old content or the whole new one.
-
-    A checkpoint (`.pth`) is removed when the next one has been written: MMEngine's CheckpointHook asks
-    for it before, and a kill would then leave none with `max_keep_ckpts=1`.
-    """
-
-    _outdated: set[Path] = set()  # MMEngine makes a backend for every use
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        with atomic_path(filepath) as temporary:
-            temporary.write_bytes(obj)
-        if Path(filepath).suffix == '.pth':
-            self._outdated.discard(Path(filepath))
-            while self._outdated:
-                self._outdated.pop().unlink(missing_ok=True)
-
-    def remove(self, filepath: str | Path) -> None:
-        if Path(filepath).suffix == '.pth':
-            self._outdated.add(Path(filepath))
-        else:
-            super().remove(filepath)
 
 
 def _init_dist_on_cpu(cfg: Config) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import runpy
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,23 @@ def test_full_disk_leaves_nothing(checkpoint, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert_refused(result, 'could not be written')
     assert not (tmp_path / 'deploy').exists()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_nothing(number, checkpoint, tmp_path):
+    """Sent while the files are written."""
+    program = f"""
+import os, sys
+import repvgg_mm.deploy.conversion as conversion
+conversion.write_checkpoint = lambda *arguments: os.kill(os.getpid(), {int(number)})
+sys.argv = ['repvgg-mm', 'convert', {CONFIG!r}, {str(checkpoint)!r}, '--out', {str(tmp_path / 'deploy')!r}, '--shape',
+            '64', '64']
+from repvgg_mm.__main__ import main
+main()
+"""
+    result = run_tool('-c', program, check=False)
+    assert result.returncode == 128 + number and 'Traceback' not in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(('options', 'expected'), [

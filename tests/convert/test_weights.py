@@ -74,6 +74,41 @@ def test_weights_that_do_not_fit(model, weights, message):
     assert_same_state(target, before)
 
 
+def test_a_tensor_that_the_model_does_not_have():
+    target = pspnet()
+    before = snapshot(target)
+    weights = {**pspnet().state_dict(), 'decode_head.extra': torch.ones(1)}
+    with pytest.raises(UserError, match=r'0 missing; 1 unexpected \(decode_head\.extra\); 0 of other shape'):
+        load_strictly(target, weights, 'file')
+    assert_same_state(target, before)
+
+
+@pytest.mark.parametrize('kind', [
+    lambda tensor: (tensor * 100).to(torch.int8), lambda tensor: tensor.to(torch.complex64), torch.Tensor.to_sparse,
+    lambda tensor: tensor > 0], ids=['int8', 'complex', 'sparse', 'bool'])
+@pytest.mark.parametrize('build, name', [
+    (backbone, 'stage_1.0.branch_1x1.conv.weight'), (pspnet, 'backbone.stage_1.0.branch_3x3.norm.weight'),
+    (pspnet, 'decode_head.conv_seg.weight'), (lambda: backbone(deploy=True), 'stem.branch_reparam.weight')])
+def test_weights_that_are_no_dense_real_numbers(build, name, kind):
+    target = build()
+    before, weights = snapshot(target), target.state_dict()
+    weights[name] = kind(weights[name])
+    own_name = name.removeprefix('backbone.')
+    with pytest.raises(UserError, match=rf'are 1 of another kind \(.*{own_name} of .*was not quantised'):
+        load_strictly(target, weights, 'file')
+    assert_same_state(target, before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_load(dtype):
+    source, target = pspnet(), pspnet()
+    weights = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+               for name, tensor in source.state_dict().items()}
+    load_strictly(target, weights, 'file')
+    kept = weights['decode_head.conv_seg.weight'].float()
+    torch.testing.assert_close(target.decode_head.conv_seg.weight.detach(), kept, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize('build', [backbone, pspnet, retinanet])
 def test_training_form_into_deploy_form_is_converting(build):
     trained, target = build(), build(deploy=True)

@@ -13,9 +13,11 @@ from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_con
 from repvgg_mm.block import named_blocks
 from repvgg_mm.convert.blocks import has_branches
 from repvgg_mm.deploy import conversion as conversion_module
-from repvgg_mm.deploy.checkpoint import Checkpoint
+from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
 from repvgg_mm.deploy.config import deploy_config
 from repvgg_mm.deploy.conversion import convert_checkpoint, in_channels, write_deploy
+from repvgg_mm.export.export import load_deploy
+from repvgg_mm.export.target import Target
 from repvgg_mm.files.atomic import sha256_of
 from repvgg_mm.openmmlab.config import copy_of, read_config
 from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
@@ -166,3 +168,28 @@ model = dict(
     model = build_model(read_config(tmp_path / 'deploy' / 'deploy.py'))
     load_strictly(model, read_checkpoint(weights), 'deploy.pth')
     assert not has_branches(model)
+
+
+def test_a_mix_of_two_conversions_is_refused(cfg, tmp_path):
+    """As a kill between the two files leaves it."""
+    for name, gain in (('old', 0), ('new', 1)):
+        model = build_model(cfg)
+        model.backbone.stem.branch_3x3.norm.weight.data += gain
+        write_deploy(convert_checkpoint(cfg, save(model, tmp_path), (64, 64)), tmp_path / name)
+    old, new = (read_config(tmp_path / name / 'deploy.py') for name in ('old', 'new'))
+    weights = Checkpoint.read(tmp_path / 'new' / 'deploy.pth')
+    assert load_model(new, weights) is not None
+
+    message = r'belong to one conversion, and .*new/deploy\.pth has deploy_pair \w{16}, the config \w{16}\. Use the two'
+    for use in (load_model, export_model):
+        with pytest.raises(UserError, match=message):
+            use(old, weights)
+    edited = copy_of(new)
+    edited.work_dir = 'elsewhere'
+    assert load_model(edited, weights) is not None
+    old.pop('deploy_pair')  # written before there were pairs
+    assert load_model(old, weights) is not None
+
+
+def export_model(cfg: Config, checkpoint: Checkpoint) -> None:
+    load_deploy(cfg, checkpoint, Target('onnx', 'fp32', (64, 64)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,8 +79,8 @@ class JustBefore(Hook):
         torch.save(checkpoint, path)
 
 
-def a_runner(folder: Path, shapes: Path, text: str = '') -> Runner:
-    path = syncbn_config(folder, "dict(type='RepVGGConvertHook', shape=(64, 64))")
+def a_runner(folder: Path, shapes: Path, text: str = '', strict: bool = False) -> Runner:
+    path = syncbn_config(folder, f"dict(type='RepVGGConvertHook', shape=(64, 64), strict={strict})")
     path.write_text(path.read_text() + text)
     args = parse(['train', str(path), *flags(shapes, 2), 'model.backbone.norm_cfg.type=BN'])
     cfg = load_config(args)
@@ -87,15 +88,35 @@ def a_runner(folder: Path, shapes: Path, text: str = '') -> Runner:
     return build_runner(cfg, 'train', 'val')
 
 
-def test_the_live_model_is_untouched_and_a_refused_checkpoint_does_not_keep_the_best(shapes, tmp_path):
-    runner, before = a_runner(tmp_path, shapes), JustBefore()
+@pytest.mark.parametrize('strict', [False, True])
+def test_the_live_model_is_untouched_and_a_refused_checkpoint_does_not_keep_the_best(
+        strict, shapes, tmp_path, monkeypatch):
+    runner, before, said = a_runner(tmp_path, shapes, strict=strict), JustBefore(), []
+    monkeypatch.setattr(runner.logger, 'error', said.append)
     runner.register_hook(before)
-    with pytest.raises(UserError, match=r'^iter_2\.pth was not converted\. .*Running statistics must be finite'):
+    expected = r'^iter_2\.pth was not converted\. .*Running statistics must be finite'
+    if strict:
+        with pytest.raises(UserError, match=expected):
+            runner.train()
+    else:
         runner.train()
+        assert len(said) == 1 and re.match(expected, said[0])
     best, = (tmp_path / 'work').glob('best_*_deploy.pth')
     assert {path.name for path in (tmp_path / 'work').glob('*_deploy.*')} == {best.name, f'{best.stem}.py'}
     assert_same_state(runner.model, before.state)
     assert [module.training for module in runner.model.modules()] == before.modes
+
+
+def test_a_training_ends_well_whatever_the_model_does_when_it_is_compared(shapes, tmp_path, monkeypatch):
+    def fails(*arguments: object) -> None:
+        raise RuntimeError('mode tensor needs data samples')
+
+    runner, said = a_runner(tmp_path, shapes), []
+    monkeypatch.setattr(runner.logger, 'error', said.append)
+    monkeypatch.setattr('repvgg_mm.deploy.hook.convert_checkpoint', fails)
+    runner.train()
+    assert {text.partition(' was ')[2] for text in said} == {
+        'not converted. RuntimeError: mode tensor needs data samples'}
 
 
 def test_a_deploy_form_that_is_finetuned_stays_as_it_is(shapes, tmp_path):

@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engines import description
 
@@ -235,7 +237,63 @@ def test_an_engine_that_its_description_does_not_list(path, tmp_path):
     content = json.loads(path.with_suffix('.json').read_text())
     content['files'] = {}
     path.with_suffix('.json').write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r'belong to one export, and engine\.xml is not the file that'):
+    with pytest.raises(UserError, match=r'belong to one export, and engine\.xml, engine\.bin is not the file that'):
+        read_description(path)
+
+
+def changed(path: Path, **parts: object) -> None:
+    """The description beside `path`, with other parts."""
+    content = json.loads(path.with_suffix('.json').read_text())
+    path.with_suffix('.json').write_text(json.dumps(content | parts))
+
+
+@pytest.mark.parametrize('properties', [
+    dict(CACHE_DIR='/tmp/cache'), dict(INFERENCE_PRECISION_HINT='f32', CACHE_DIR='x'),
+    dict(INFERENCE_PRECISION_HINT=['f32']), dict(INFERENCE_PRECISION_HINT='dynamic'), dict(CONFIG_FILE='a.xml')])
+def test_properties_that_no_export_writes(properties, path):
+    write_description(path, description())
+    changed(path, openvino_properties=properties)
+    with pytest.raises(UserError, match=r"is loaded with the properties .*has \w+=.*where it comes from"):
+        read_description(path)
+
+
+@pytest.mark.parametrize('name', ['../other.bin', '/etc/hostname', 'folder', 'a/b', 'C:\\a', 'pipe', '.', ''])
+def test_files_of_an_engine_are_regular_ones_beside_it(name, path):
+    (path.parent / 'folder').mkdir()
+    os.mkfifo(path.parent / 'pipe')  # reading it would wait for ever
+    written = write_description(path, description())
+    changed(path, files=written.files | {name: '00'})
+    with pytest.raises(UserError, match=r'are regular files in its folder, and .*engine\.json names'):
+        read_description(path)
+
+
+def test_weights_of_an_openvino_engine_are_described(path):
+    written = write_description(path, description())
+    changed(path, files={'engine.xml': written.files['engine.xml']})
+    with pytest.raises(UserError, match=r'belong to one export, and engine\.bin is not the file that'):
+        read_description(path)
+
+
+def test_weights_of_an_onnx_engine_that_are_apart(tmp_path):
+    onnx = pytest.importorskip('onnx')
+    weights = onnx.numpy_helper.from_array(np.ones((64, 64), np.float32), 'w')
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('MatMul', ['x', 'w'], ['y'])], 'g',
+        [onnx.helper.make_tensor_value_info('x', 1, [1, 64])],
+        [onnx.helper.make_tensor_value_info('y', 1, [1, 64])], [weights])
+    path = tmp_path / 'engine.onnx'
+    onnx.save(onnx.helper.make_model(graph), path, save_as_external_data=True, location='w.data', size_threshold=0)
+
+    written = write_description(path, description())
+    assert set(written.files) == {'engine.onnx', 'w.data'} and read_description(path) == written
+    changed(path, files={'engine.onnx': written.files['engine.onnx']})
+    with pytest.raises(UserError, match=r'belong to one export, and w\.data is not the file that'):
+        read_description(path)
+
+
+def test_a_description_of_many_lists(path):
+    path.with_suffix('.json').write_text('[' * 100_000)
+    with pytest.raises(UserError, match=r'has not \(RecursionError.*Copy all files'):
         read_description(path)
 
 

@@ -102,7 +102,7 @@ def test_a_file_that_the_library_cannot_load(folder):
     path = engine_in(folder)
     path.write_bytes(b'not a graph')
     meta = json.loads(path.with_suffix('.json').read_text())
-    meta['files'] = {path.name: hashlib.sha256(b'not a graph').hexdigest()}
+    meta['files'][path.name] = hashlib.sha256(b'not a graph').hexdigest()
     path.with_suffix('.json').write_text(json.dumps(meta))
     with pytest.raises(UserError, match=r'is a file that .* can load, and .* is not .*Export it again'):
         Engine(path)

@@ -62,7 +62,7 @@ def test_a_file_is_downloaded_once(server, downloads):
     torch.save(dict(weight=torch.ones(3)), folder / 'a.pth')
     url = f'{address}/a.pth'
     torch.testing.assert_close(read_checkpoint(url)['weight'], torch.ones(3))
-    assert listing(downloads) == ['a.pth'] and sha256_of(local_path(url)) == sha256_of(folder / 'a.pth')
+    assert listing(downloads) == [local_path(url).name] and sha256_of(local_path(url)) == sha256_of(folder / 'a.pth')
     (folder / 'a.pth').unlink()
     torch.testing.assert_close(read_checkpoint(url)['weight'], torch.ones(3))
 
@@ -84,7 +84,7 @@ def test_every_route_of_mmengine(server, downloads, safe_reader, monkeypatch, ro
         target = RepVGG(TINY, **options)
         target.init_weights()
     assert_same_state(target, snapshot(source))
-    assert listing(downloads) == ['a.pth']
+    assert listing(downloads) == [local_path(f'{address}/a.pth').name]
 
 
 @pytest.mark.parametrize('route', [read_checkpoint, lambda url: load_checkpoint(RepVGG(TINY), url)])
@@ -95,7 +95,7 @@ def test_code_in_a_downloaded_file_does_not_run(server, downloads, safe_reader, 
 
     folder, address = server
     torch.save(dict(evil=Evil()), folder / 'evil.pth')
-    with pytest.raises(UserError, match=r'evil\.pth asks for posix\.system'):
+    with pytest.raises(UserError, match=r'evil\.\w+\.pth asks for posix\.system'):
         route(f'{address}/evil.pth')
     assert not (tmp_path / 'ran').exists() and listing(downloads) == []
 
@@ -126,6 +126,18 @@ def test_the_hash_in_a_name_is_that_of_the_content(server, downloads):
     with pytest.raises(UserError, match=r'a-00000000\.pth could not be \(invalid hash'):
         read_checkpoint(f'{address}/a-00000000.pth')
     assert listing(downloads) == [f'a-{digest}.pth']
+    (downloads / f'a-{digest}.pth').write_bytes((folder / 'a.pth').read_bytes() + b'0')
+    with pytest.raises(UserError, match=rf'downloaded to .*a-{digest}\.pth before, .*, not with {digest} .*remove it'):
+        read_checkpoint(f'{address}/a-{digest}.pth')
+
+
+def test_the_same_name_at_two_addresses_is_two_files(server, downloads):
+    folder, address = server
+    for number, place in enumerate(('one', 'two')):
+        (folder / place).mkdir()
+        torch.save(dict(weight=torch.tensor(number)), folder / place / 'best.pth')
+    read = [read_checkpoint(f'{address}/{place}/best.pth')['weight'].item() for place in ('one', 'two', 'one')]
+    assert read == [0, 1, 0] and len(listing(downloads)) == 2
 
 
 @pytest.mark.parametrize('source, message', [

@@ -44,6 +44,37 @@ def test_arrays_of_numbers_are_built(array, protocol):
     assert found.shape == array.shape and found.dtype == array.dtype.newbyteorder('=')
 
 
+@pytest.mark.parametrize('order', ['<', '>', '='])
+def test_arrays_and_numbers_that_share_a_type(order):
+    dtype = np.dtype(f'{order}i4')
+    content = [np.arange(3, dtype=dtype), np.arange(1, 4, dtype=dtype), dtype.type(5), dtype]
+    found = read(pickle.dumps(content, 2))
+    for array, expected in zip(found[:3], content):
+        np.testing.assert_array_equal(array, expected)
+    assert found[3] == dtype
+
+
+@pytest.mark.parametrize('code, levels, read_or_not', [
+    (b'\x85', 90, True), (b'\x85', 300_000, False), (b'0]N', 1, True)], ids=['tuples', 'many tuples', 'a list'])
+def test_values_in_many_others(code, levels, read_or_not):
+    pickled = b'\x80\x02N' + code * levels + b'.'
+    if read_or_not:
+        read(pickled)
+        return
+    with pytest.raises(Refused, match='more than 100 dicts, lists and tuples in one another'):
+        read(pickled)
+
+
+def test_a_list_in_itself_and_a_value_that_stands_often():
+    within: list = []
+    within.append(within)
+    assert read(pickle.dumps(within, 2))[0][0] is not None
+    doubled: object = ()
+    for _ in range(60):
+        doubled = (doubled, doubled)  # 2 ** 60 places, 60 tuples
+    assert read(pickle.dumps(doubled, 2)) is not None
+
+
 def test_a_log_history_is_built():
     history = HistoryBuffer([0.5, 0.25], [1, 1])
     found = read(pickle.dumps(history, 2))
@@ -163,6 +194,18 @@ def test_strided_tensors_and_parameters(tmp_path):
             assert type(found[name]) is type(value) and found[name].stride() == value.stride(), name
             torch.testing.assert_close(found[name], value, rtol=0, atol=0)
         assert found['part'].untyped_storage().data_ptr() == found['whole'].untyped_storage().data_ptr()
+
+
+def test_a_small_file_that_takes_a_lot_of_memory(tmp_path):
+    path = tmp_path / 'bomb.pth'
+    torch.save(dict(weight=torch.zeros(80_000_000)), tmp_path / 'large.pth')
+    with zipfile.ZipFile(tmp_path / 'large.pth') as source, \
+            zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as target:
+        for record in source.infolist():
+            target.writestr(record.filename, source.read(record))
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(UserError, match=r'bomb\.pth cannot be read as a checkpoint .*its records take 32\d{7} bytes'):
+        read_checkpoint(path)
 
 
 def test_a_folder_in_an_archive_is_no_record(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import TINY, leaves, retinanet_config
 from mmengine.config import Config
-from tool_runs import ROOT, derived_config, iterations, run_tool, small_data
+from tool_runs import ROOT, assert_refused, derived_config, iterations, run_tool, small_data
 
 from repvgg_mm import read_checkpoint
 from repvgg_mm.demo.shapes import make_shapes
@@ -174,11 +174,45 @@ def test_weights_alone_are_no_run_to_go_on_with(without, tmp_path):
         resume_latest(Config(dict(work_dir=str(tmp_path))))
 
 
-@pytest.mark.parametrize('meta', [dict(iter='2'), dict(epoch=None), dict(seed='x')])
+@pytest.mark.parametrize('meta', [
+    dict(iter='2'), dict(epoch=None), dict(seed='x'), dict(iter=-5), dict(iter=10**18), dict(epoch=True),
+    dict(seed=-1), dict(seed=1 << 32)])
 def test_counters_and_seed_are_whole_numbers(meta, tmp_path):
     checkpoint(tmp_path / 'iter_2.pth', **meta)
     with pytest.raises(UserError, match=f"iter_2.pth has the {next(iter(meta))} "):
         resume_latest(Config(dict(work_dir=str(tmp_path))))
+
+
+@pytest.mark.parametrize('key, length, refused', [
+    ('max_iters', 2, False), ('max_iters', 1, True), ('max_epochs', 0, False), ('max_epochs', 3, False)])
+def test_a_run_is_not_longer_than_the_config_asks(key, length, refused, tmp_path):
+    checkpoint(tmp_path / 'iter_2.pth')
+    cfg = Config(dict(work_dir=str(tmp_path), train_cfg={key: length}))
+    if not refused:
+        resume_latest(cfg)
+        return
+    with pytest.raises(UserError, match=r'goes on up to train_cfg.max_iters, which is 1, .*written at iter 2'):
+        resume_latest(cfg)
+
+
+def test_a_message_hub_of_another_kind(tmp_path):
+    write_checkpoint(tmp_path / 'iter_2.pth', dict(
+        meta=dict(epoch=0, iter=2, seed=5), state_dict={}, message_hub=dict(runtime_info=[1]), optimizer={}))
+    with pytest.raises(UserError, match=r'runtime_info is a list'):
+        resume_latest(Config(dict(work_dir=str(tmp_path))))
+
+
+@pytest.mark.parametrize('part, value', [
+    ('optimizer', dict(state={}, param_groups=[])), ('param_schedulers', [1, 2, 3]), ('optimizer', dict(a=1))])
+def test_what_belongs_to_another_run_is_one_sentence(part, value, shapes, tmp_path):
+    config, work_dir = small_segmentor(tmp_path), tmp_path / 'work'
+    flags = ['--work-dir', work_dir, '--cfg-options', *small_data(shapes)]
+    run_tool('tools/train.py', config, *flags, *iterations(1))
+    content = read_checkpoint(work_dir / 'iter_1.pth')
+    content[part] = value
+    write_checkpoint(work_dir / 'iter_1.pth', content)
+    result = run_tool('tools/train.py', config, '--resume', *flags, *iterations(2), check=False)
+    assert_refused(result, 'goes on with the model, optimizer and schedule', 'load_from=')
 
 
 def test_the_config_in_a_checkpoint_is_not_run(shapes, tmp_path):

@@ -15,7 +15,8 @@ from repvgg_mm import UserError, read_checkpoint
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.openmmlab.config import read_config
 from repvgg_mm.openmmlab.resume import IgnoreSavedConfigHook, SeedEachStepHook
-from repvgg_mm.openmmlab.runner import AtomicLocalBackend, build_runner
+from repvgg_mm.openmmlab.runner import build_runner
+from repvgg_mm.openmmlab.work_dir import LOCK, AtomicLocalBackend, OwnWorkDirHook
 
 pytestmark = pytest.mark.stack
 
@@ -45,8 +46,11 @@ default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=-1, save_best=No
     DefaultScope._instance_dict.clear()
 
 
+HOOKS = (OwnWorkDirHook, SeedEachStepHook, IgnoreSavedConfigHook)
+
+
 def hooks_of_training(runner: Runner) -> list[type]:
-    return [type(hook) for hook in runner.hooks if isinstance(hook, (SeedEachStepHook, IgnoreSavedConfigHook))]
+    return [type(hook) for hook in runner.hooks if isinstance(hook, HOOKS)]
 
 
 def test_training_gets_the_hooks_that_resuming_needs_and_writes_whole_checkpoints(cfg, monkeypatch):
@@ -59,11 +63,11 @@ def test_training_gets_the_hooks_that_resuming_needs_and_writes_whole_checkpoint
 
     monkeypatch.setattr(AtomicLocalBackend, 'put', recorded)
     runner = build_runner(cfg, 'train', 'val')
-    assert set(hooks_of_training(runner)) == {SeedEachStepHook, IgnoreSavedConfigHook}
+    assert set(hooks_of_training(runner)) == set(HOOKS)
     runner.train()
     assert 'iter_1.pth' in written
     assert read_checkpoint(Path(cfg.work_dir) / 'iter_1.pth')['meta']['iter'] == 1
-    assert not [name for name in os.listdir(cfg.work_dir) if name.startswith('.')]
+    assert [name for name in os.listdir(cfg.work_dir) if name.startswith('.')] in ([], [LOCK])
 
 
 def test_testing_gets_no_hooks_of_training(cfg):
@@ -81,20 +85,3 @@ def test_an_option_that_nothing_has(cfg):
     cfg.model.decode_head.nonsense = 1
     with pytest.raises(UserError, match=r'describes parts and options that its toolbox has.*nonsense'):
         build_runner(cfg, 'train')
-
-
-def test_the_checkpoint_before_stays_until_the_new_one_is_written(tmp_path):
-    """mmengine's CheckpointHook removes the oldest one first, with max_keep_ckpts=1 the only one."""
-    first, second, other = tmp_path / 'iter_1.pth', tmp_path / 'iter_2.pth', tmp_path / 'other.txt'
-    for path in (first, other):
-        AtomicLocalBackend().put(b'whole', path)
-        AtomicLocalBackend().remove(path)
-    assert first.exists() and not other.exists()
-    with pytest.raises(TypeError):
-        AtomicLocalBackend().put('no bytes', second)
-    assert list(tmp_path.iterdir()) == [first]
-    AtomicLocalBackend().put(b'whole', second)
-    assert list(tmp_path.iterdir()) == [second]
-    AtomicLocalBackend().remove(second)
-    AtomicLocalBackend().put(b'written anew', second)
-    assert second.read_bytes() == b'written anew'
