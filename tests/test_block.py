@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repvgg_mm import Branch, Parts, RepVGGBlock, UserError
-from repvgg_mm.block import SqueezeExcitation, branch_by_branch, fuse_blocks, fused_conv
+from repvgg_mm.block import Conv1x1, SqueezeExcitation, branch_by_branch, fuse_blocks, fused_conv
 from repvgg_mm.convert.foreign import fuse_parts
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -404,3 +404,13 @@ def test_blocks_of_both_kinds_keep_what_trains():
             other = getattr(foreign, name)
             assert parameter.requires_grad == other.requires_grad == (conv_trains if name == 'weight' else norm_trains)
             torch.testing.assert_close(parameter, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('channels', [3, 15, 16])
+def test_which_1x1_convolutions_stride_in_torchs_own_way(channels, monkeypatch):
+    """With fewer than 16 channels in channels_last that of torch 2.13 writes behind its memory: no test of results."""
+    taken = []
+    monkeypatch.setattr('repvgg_mm.block.centres', lambda x, stride: taken.append(stride) or x[:, :, ::2, ::2])
+    conv = Conv1x1(channels, 4, 1, stride=2)
+    conv(image(1, channels, 8, 8, dtype=torch.float32))
+    assert bool(taken) == (channels < 16)

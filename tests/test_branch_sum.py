@@ -147,3 +147,11 @@ def test_autocast_computes_in_bfloat16_and_keeps_float32(name, monkeypatch):
 def test_one_value_a_channel_is_torchs_error():
     with pytest.raises(ValueError, match='Expected more than 1 value per channel'):
         block(8, 12, stride=2).train()(image(1, 8, 2, 2))
+
+
+def test_a_second_derivative_is_refused():
+    """The backward pass is written by hand; without a word torch would differentiate half of it."""
+    x = image(2, 8, 8, 8).requires_grad_()
+    first, = torch.autograd.grad(block(identity=True).train()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        first.sum().backward()

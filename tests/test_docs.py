@@ -7,6 +7,7 @@ import ast
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -170,8 +171,9 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 
 @pytest.fixture(scope='module')
 def known_flags() -> set[str]:
-    """Of every tool and benchmark that takes any."""
-    known = set()
+    """Of every tool and benchmark that takes any, and of the set-up."""
+    told = subprocess.run([sys.executable, ROOT / 'requirements/install.py', '--help'], capture_output=True, text=True)
+    known = set(FLAG.findall(told.stdout))
     for name, least in LEAST.items():
         folder = 'tools' if (ROOT / f'tools/{name}.py').exists() else 'benchmarks'
         with pytest.MonkeyPatch.context() as monkeypatch:

@@ -116,3 +116,18 @@ def test_one_tensor_under_two_names():
     (['layer1.0.conv1.weight', 'stem.0.weight', 'stem.conv.weight'], None)])
 def test_form(names, form):
     assert form_of(dict.fromkeys(names)) == form
+
+
+def test_of_a_bare_backbone_and_one_in_a_model_the_bare_one_counts():
+    bare, inside = ({f'stem.{name}': tensor for name, tensor in backbone().stem.state_dict().items()} for _ in range(2))
+    both = {f'backbone.{name}': tensor for name, tensor in inside.items()} | bare
+    found = to_native(both)
+    assert found.prefix == '' and all(found.tensors[name] is bare[name] for name in bare)
+    assert sorted(found.others) == sorted(f'backbone.{name}' for name in inside)
+
+
+def test_a_prefix_that_looks_like_a_part_of_another_layout():
+    for layout in ('native', 'timm', 'official'):
+        tensors = {f'blocks.0.{name}': tensor for name, tensor in from_native(backbone().state_dict(), layout).items()}
+        expected = 'RepVGGplus' if layout == 'official' else layout
+        assert to_native(tensors).layout == expected

@@ -23,7 +23,7 @@ from torch import nn
 
 from repvgg_mm import ARCHS, RepVGG, UserError, whole_model_convert
 from repvgg_mm.layouts import COLUMNS, from_native
-from repvgg_mm.pretrained import guess_arch
+from repvgg_mm.pretrained import WRAPPERS, guess_arch, unwrap
 
 WIDER = dict(TINY, width_factors=(0.25, 0.25, 0.25, 0.25))
 WHOLE = {'PSPNet': (pspnet, pspnet_config), 'RetinaNet': (retinanet, retinanet_config)}
@@ -240,3 +240,12 @@ def test_a_prefix_that_is_not_in_the_file(tmp_path):
         type='Pretrained', checkpoint=str(tmp_path / 'official.pth'), prefix='backbone.'))
     with pytest.raises(UserError, match=r'backbone\. is not in the pretrained model: .*Leave prefix out'):
         model.init_weights()
+
+
+def test_of_several_wrappers_the_first_counts():
+    """mmengine's `state_dict` holds the averaged weights; timm's `model` is what its `ema` was averaged from."""
+    own = {key: dict(weight=torch.full((1,), float(number))) for number, key in enumerate(WRAPPERS)}
+    assert WRAPPERS == ('state_dict', 'model', 'ema')
+    for number, key in enumerate(WRAPPERS):
+        assert unwrap(own)['weight'].item() == number
+        del own[key]

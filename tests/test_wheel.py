@@ -15,6 +15,7 @@ import yaml
 from tool_runs import ROOT, iterations
 
 from repvgg_mm.environment import torch_at_least
+from repvgg_mm.export.target import OLDEST_TORCH
 
 pytestmark = pytest.mark.stack
 
@@ -98,12 +99,12 @@ def test_from_an_empty_folder(scripts, tmp_path):
     metrics = run(*words, folder=tmp_path)
     assert 'mIoU' in metrics
     export = [program, 'export', 'deploy/deploy.py', 'deploy/deploy.pth', '--out', 'engine', '--shape', 96, 96]
-    if torch_at_least('2.6'):
+    if torch_at_least(OLDEST_TORCH):
         run(*export, folder=tmp_path)
         assert 'mIoU' in run(program, 'test', 'mine.py', 'engine/engine.onnx', folder=tmp_path)
     else:
         refused = subprocess.run([str(word) for word in export], cwd=tmp_path, capture_output=True, text=True)
-        assert refused.returncode == 1 and 'exporter of torch 2.6 or newer' in refused.stderr
+        assert refused.returncode == 1 and f'exporter of torch {OLDEST_TORCH} or newer' in refused.stderr
         assert not (tmp_path / 'engine').exists()
     assert 'mIoU' in run(scripts / 'python', '-m', 'repvgg_mm', 'test', 'pspnet_repvgg_a0_shapes.py', 'work/iter_2.pth',
                          folder=tmp_path)
@@ -133,7 +134,7 @@ model = dict(test_cfg=dict(score_thr=0.001))  # after two steps no box is likely
     run(program, 'train', 'mine.py', '--work-dir', 'work', '--cfg-options', *FEW, *iterations(2), folder=tmp_path)
     run(program, 'convert', 'mine.py', 'work/iter_2.pth', '--out', 'deploy', '--shape', 96, 96, folder=tmp_path)
     assert 'bbox' in run(program, 'test', 'deploy/deploy.py', 'deploy/deploy.pth', folder=tmp_path)
-    if torch_at_least('2.6'):
+    if torch_at_least(OLDEST_TORCH):
         run(program, 'export', 'deploy/deploy.py', 'deploy/deploy.pth', '--out', 'engine', '--shape', 96, 96,
             folder=tmp_path)
         assert 'bbox' in run(program, 'test', 'mine.py', 'engine/engine.onnx', folder=tmp_path)

@@ -81,7 +81,7 @@ def _find_pairs(network: object) -> dict[str, Pair]:
 
 
 def _readers_through_relu(output: object) -> list | None:
-    """The convolutions that read `output` as their image; None if anything else reads it."""
+    """The convolutions that read `output`; None if anything else reads it."""
     readers = []
     front = [output]
     while front:
@@ -89,7 +89,7 @@ def _readers_through_relu(output: object) -> list | None:
             node = target.get_node()
             if node.get_type_name() == 'Relu':
                 front.append(node.output(0))
-            elif node.get_type_name() == 'Convolution' and target.get_index() == 0:
+            elif node.get_type_name() == 'Convolution':
                 readers.append(node)
             else:
                 return None
@@ -119,7 +119,7 @@ def _equalise_pair(pair: Pair) -> bool:
 
 
 def _owns_weights(conv: object) -> bool:
-    """Whether `conv` is a plain convolution whose weights nothing else reads."""
+    """Whether `conv` is a plain convolution whose weights are a constant that nothing else reads."""
     weights = conv.input_value(1)
     constant = weights.get_node().get_type_name() == 'Constant'
     return conv.get_type_name() == 'Convolution' and constant and len(weights.get_target_inputs()) == 1

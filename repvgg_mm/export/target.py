@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..openmmlab.model import check_size
 
 ENGINES = ('onnx', 'openvino')
-OLDEST_TORCH = '2.6'
+OLDEST_TORCH = '2.8'
 PRECISIONS = ('fp32', 'bf16', 'int8')
 
 

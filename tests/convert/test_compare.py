@@ -150,3 +150,10 @@ def test_errors_print_as_a_table_with_a_verdict():
         'equal: 1.0e-06 at most, 1e-05 is what rounding in float32 explains']
     assert str(other).splitlines()[-1].startswith('NOT EQUAL: 1.0e-03')
     assert 'NOT EQUAL' in str(OutputErrors(output=float('inf')))
+
+
+@pytest.mark.parametrize('scale', [1e-6, 1e-3, 1., 1e3])
+def test_the_error_is_relative_at_every_scale(scale):
+    expected = torch.tensor([1., -4., 2.], dtype=torch.float64) * scale
+    actual = torch.tensor([1., -4., 2.5], dtype=torch.float64) * scale
+    assert relative_error(expected, actual) == pytest.approx(0.125, rel=1e-12)

@@ -12,7 +12,7 @@ from tool_runs import ROOT, derived_config, iterations, metric, run_peer, small_
 from torch import nn
 from torch.testing import assert_close
 
-from repvgg_mm import Branch, FusedBlock, Parts, UserError, fusible, whole_model_convert
+from repvgg_mm import Branch, FusedBlock, Parts, RepVGGBlock, UserError, fusible, whole_model_convert
 from repvgg_mm.convert.foreign import READERS
 from repvgg_mm.demo.shapes import make_shapes
 
@@ -160,3 +160,13 @@ def test_the_example_of_the_readme():
     deploy = whole_model_convert(model)
     assert isinstance(deploy.block, FusedBlock)
     assert_close(deploy(image(1, 8, 9, 9)), model(image(1, 8, 9, 9)), rtol=1e-10, atol=1e-10)
+
+
+def test_nothing_is_changed_where_a_block_of_ours_is_refused(registered):
+    """Also in place, where what is changed is the caller's model."""
+    model = nn.Sequential(HomeMade(), RepVGGBlock(8, 8))
+    model[1].branch_3x3.norm.running_var[0] = -1
+    before = list(model.modules())
+    with pytest.raises(UserError, match=r'^1.*variance'):
+        whole_model_convert(model, inplace=True)
+    assert list(model.modules()) == before

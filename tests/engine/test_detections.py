@@ -13,7 +13,7 @@ from engines import description
 
 from repvgg_mm import UserError
 from repvgg_mm.engine.description import Description
-from repvgg_mm.engine.detections import detect, level_sizes, nms
+from repvgg_mm.engine.detections import _best, detect, level_sizes, nms
 from repvgg_mm.export.networks import DetectorNetwork, Preprocess
 from repvgg_mm.openmmlab.preprocessing import Preprocessing
 
@@ -81,3 +81,17 @@ def test_other_suppression_is_refused(settings):
     engine = described(None, dict(nms=settings, max_per_img=5))
     with pytest.raises(UserError, match=r"plain NMS.*Set model\.test_cfg\.nms"):
         detect({}, engine, (8, 8))
+
+
+def test_scores_at_the_threshold_are_left_out_and_equal_ones_keep_their_order():
+    """As torch's `>` and its stable sort have it in mmdet."""
+    scores = np.array([[0.5, 0.75], [0.75, 0.5], [0.75, 0.25], [1., 0.5]], np.float32)
+    priors, labels = _best(scores, [0, 3, 4], 0.5, -1)
+    assert list(zip(priors, labels)) == [(0, 1), (1, 0), (2, 0), (3, 0)]
+    priors, labels = _best(scores, [0, 3, 4], 0.5, 2)
+    assert list(zip(priors, labels)) == [(0, 1), (1, 0), (3, 0)]
+
+
+def test_of_boxes_with_equal_scores_the_first_is_kept():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [50, 50, 60, 61]], np.float32)
+    assert nms(boxes, np.full(4, 0.5, np.float32), 0.5).tolist() == [0, 2]

@@ -113,3 +113,34 @@ def test_scales():
     np.testing.assert_array_equal(scales(first, np.zeros(4), readers)[:3], [4, .5, 1])
     assert scales(first, np.zeros(4), readers)[3] == 2. ** -15
     np.testing.assert_array_equal(scales(first, np.float32([.5, 1, 1, .2]), readers), [4, 1, 1, .25])
+
+
+def convolution(image, weights):
+    return openvino.opset8.convolution(image, weights, [1, 1], [0, 0], [0, 0], [1, 1])
+
+
+def uneven(*shape: int) -> np.ndarray:
+    """Weights whose output channels differ by 2^8."""
+    weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return weights * np.exp2(np.linspace(-4, 4, shape[0]))[:, None, None, None].astype(np.float32)
+
+
+def test_an_output_that_is_the_weights_of_another_convolution_is_left():
+    first_image = openvino.opset8.parameter([6, 3, 5, 5], np.float32)
+    image = openvino.opset8.parameter([1, 4, 9, 9], np.float32)
+    computed = convolution(first_image, openvino.opset8.constant(uneven(4, 3, 3, 3)))  # 6, 4, 3, 3
+    model = openvino.Model([convolution(image, computed)], [first_image, image])
+    _, changed = equalise(model)
+    assert changed == []
+
+
+def test_weights_that_two_convolutions_share_are_left():
+    image = openvino.opset8.parameter([1, 4, 9, 9], np.float32)
+    shared = openvino.opset8.constant(uneven(4, 4, 3, 3))
+    model = openvino.Model([convolution(convolution(image, shared), shared)], [image])
+    equal, changed = equalise(model)
+    assert changed == [] and len(convolutions_of(equal)) == 2
+    apart = openvino.Model([convolution(
+        convolution(image, openvino.opset8.constant(uneven(4, 4, 3, 3))),
+        openvino.opset8.constant(uneven(2, 4, 3, 3)))], [image])
+    assert len(equalise(apart)[1]) == 1  # seen to be changed where each has its own

@@ -57,9 +57,11 @@ def test_one_channel_is_compared_with_the_heads_threshold():
     torch.testing.assert_close(labels.to(expected.dtype), expected, **EXACT)
 
 
+@pytest.mark.parametrize('pad_value', [0, 7])
 @pytest.mark.parametrize('config, scope', [(pspnet_config, 'mmseg'), (retinanet_config, 'mmdet')])
-def test_preprocessing_equals_the_toolboxes(config, scope):
+def test_preprocessing_equals_the_toolboxes(config, scope, pad_value):
     cfg = Config(dict(model=config(), default_scope=scope))
+    cfg.model.data_preprocessor['pad_value' if scope == 'mmdet' else 'pad_val'] = pad_value
     model = build_model(cfg)
     image = images(3, 75, 93)
     expected = model.data_preprocessor(dict(inputs=[image]), False)['inputs']

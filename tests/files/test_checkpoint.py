@@ -271,3 +271,29 @@ def test_torch_alone_writes_and_reads(runner_checkpoint, tmp_path):
     result = run_tool('-c', WITHOUT_THE_STACK, tmp_path)
     assert 'runner.pth asks for mmengine.logging.history_buffer.HistoryBuffer' in result.stdout
     assert read_checkpoint(tmp_path / 'written.pth')['meta'] == dict(epoch=3, loss=0.5)
+
+
+def test_records_without_a_checksum(tmp_path):
+    """As torch.serialization.set_crc32_options(False) writes them: 0 in place of the CRC32."""
+    path = tmp_path / 'a.pth'
+    torch.save(dict(weight=torch.arange(5.)), path)
+    content = bytearray(path.read_bytes())
+    for signature, place in ((b'PK\x01\x02', 16), (b'PK\x03\x04', 14), (b'PK\x07\x08', 4)):
+        start = content.find(signature)
+        while start >= 0:
+            content[start + place:start + place + 4] = bytes(4)
+            start = content.find(signature, start + 4)
+    path.write_bytes(content)
+    torch.testing.assert_close(read_checkpoint(path)['weight'], torch.arange(5.))
+
+
+@pytest.mark.parametrize('trust', [False, True])
+def test_schemes_of_mmengine_that_nobody_here_knows(trust):
+    before = dict(CheckpointLoader._schemes)
+    try:
+        use_safe_reader(trust=trust)
+        own = {scheme for scheme, loader in CheckpointLoader._schemes.items() if loader is not before[scheme]}
+    finally:
+        CheckpointLoader._schemes = before
+    assert {'', 'http://', 'openmmlab://'} <= own
+    assert any('s3://' in scheme for scheme in own) != trust

@@ -158,3 +158,12 @@ def test_a_tool_takes_an_address(server, tmp_path):
     result = run_tool('tools/convert_weights.py', f'{address}/none.pth', tmp_path / 'none.pth', '-a', 'A0',
                       check=False, TORCH_HOME=home)
     assert result.returncode == 1 and 'Traceback' not in result.stderr and not (tmp_path / 'none.pth').exists()
+
+
+def test_a_file_that_was_there_stays_though_it_cannot_be_read(server, downloads):
+    url = f'{server[1]}/a.pth'
+    downloads.mkdir(parents=True)
+    local_path(url).write_bytes(b'of another program')
+    with pytest.raises(UserError, match=r'cannot be read as a checkpoint'):
+        read_checkpoint(url)
+    assert local_path(url).read_bytes() == b'of another program'

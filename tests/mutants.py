@@ -1,0 +1,107 @@
+"""Faults that the tests must notice: each is put into a copy of the project, and the tests of its file are run.
+
+    python tests/mutants.py [PART OF A FILE'S NAME]
+
+Takes a quarter of an hour and prints those that no test noticed. Not part of `make test`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutant(NamedTuple):
+    """One edit of a file of the package, and the tests that must fail after it."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant('convert/compare.py', 'difference / scale', 'difference / max(scale, 1)', 'tests/convert/test_compare.py'),
+    Mutant('convert/whole.py', 'check_blocks(converted)  #', 'pass  #', 'tests/convert/test_foreign.py'),
+    Mutant('convert/weights.py', 'if missing or unexpected or shapes:', 'if missing or shapes:',
+           'tests/convert/test_weights.py'),
+    Mutant('convert/weights.py', 'check_kinds(found, expected)', 'pass', 'tests/convert/test_weights.py'),
+    Mutant('pretrained.py', "('state_dict', 'model', 'ema')", "('model', 'state_dict', 'ema')",
+           'tests/test_pretrained.py'),
+    Mutant('pretrained.py', "('state_dict', 'model', 'ema')", "('state_dict', 'ema', 'model')",
+           'tests/test_pretrained.py'),
+    Mutant('layouts.py', "for usual in ('', 'backbone.'):", "for usual in ('backbone.', ''):", 'tests/test_layouts.py'),
+    Mutant('layouts.py', "layouts == {'official'} and any(", 'any(', 'tests/test_layouts.py'),
+    Mutant('files/checkpoint.py', 'while record.CRC and content.read(CHUNK):', 'while content.read(CHUNK):',
+           'tests/files/test_checkpoint.py tests/files/test_hostile_files.py'),
+    Mutant('files/checkpoint.py', '        if fresh:\n', '        if True:\n', 'tests/files/test_download.py'),
+    Mutant('files/checkpoint.py', 'if prefix in known or not trust]', ']', 'tests/files/test_checkpoint.py'),
+    Mutant('files/download.py', '_check_hash(address, path)', 'pass', 'tests/files/test_download.py'),
+    Mutant('files/unpickler.py', '        _check_depth(content)\n', '', 'tests/files/test_unpickler.py'),
+    Mutant('files/tensor_file.py', 'tensor.clone() if address in seen else tensor', 'tensor',
+           'tests/files/test_tensor_file.py'),
+    Mutant('files/tensor_file.py', ', list(tensors[name].shape)]', ']', 'tests/files/test_tensor_file.py'),
+    Mutant('branch_sum.py', '    @once_differentiable\n', '', 'tests/test_branch_sum.py'),
+    Mutant('block.py', 'weight.shape[1] < 16', 'weight.shape[1] < 15', 'tests/test_block.py tests/test_branch_sum.py'),
+    Mutant('engine/detections.py', 'np.nonzero(level > threshold)', 'np.nonzero(level >= threshold)',
+           'tests/engine/test_detections.py'),
+    Mutant('engine/detections.py', "np.argsort(-level[rows, columns], kind='stable')",
+           "np.argsort(level[rows, columns], kind='stable')[::-1]", 'tests/engine/test_detections.py'),
+    Mutant('engine/detections.py', "order = np.argsort(-scores, kind='stable')",
+           "order = np.argsort(scores, kind='stable')[::-1]", 'tests/engine/test_detections.py'),
+    Mutant('engine/description.py', '_check_properties(file, description.openvino_properties)', 'pass',
+           'tests/engine/test_description.py'),
+    Mutant('export/networks.py', 'value=self.settings.pad_value', 'value=0', 'tests/export/test_networks.py'),
+    Mutant('export/networks.py', 'priors = head.anchor_center(priors)', 'pass',
+           'tests/export/test_networks.py tests/engine/test_detections.py'),
+    Mutant('export/equalise.py', ' and constant and len', ' and len', 'tests/export/test_equalise.py'),
+    Mutant('export/equalise.py', ' and constant and len(weights.get_target_inputs()) == 1', ' and constant',
+           'tests/export/test_equalise.py'),
+    Mutant('openmmlab/work_dir.py', 'if own:', 'if True:', 'tests/openmmlab/test_work_dir.py'),
+    Mutant('deploy/checkpoint.py', 'own != cfg[PAIR]', 'False', 'tests/deploy/test_conversion.py'),
+]
+
+
+def survives(mutant: Mutant, copy: Path) -> bool:
+    """Whether the tests pass with the mutant in `copy`, which is as before afterwards."""
+    path = copy / 'repvgg_mm' / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        sys.exit(f'{mutant.file} has {mutant.old!r} {text.count(mutant.old)} times: bring the list up to date.')
+
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        result = subprocess.run(
+            [sys.executable, '-m', 'pytest', '-x', *mutant.tests.split()], cwd=copy, capture_output=True,
+            env={**os.environ, 'PYTHONPATH': str(copy), 'OMP_NUM_THREADS': '1'})
+    finally:
+        path.write_text(text)
+    return result.returncode == 0
+
+
+def main() -> None:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ''
+    mutants = [mutant for mutant in MUTANTS if wanted in mutant.file]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / 'project'
+        without = shutil.ignore_patterns('.venv*', '.git', 'work_dirs', '__pycache__')
+        shutil.copytree(ROOT, copy, ignore=without)
+
+        survivors = 0
+        for mutant in mutants:
+            lives = survives(mutant, copy)
+            survivors += lives
+            print(f'{"SURVIVES" if lives else "noticed "} {mutant.file}: {mutant.old.strip()!r}', flush=True)
+    print(f'{survivors} of {len(mutants)} survive.')
+    sys.exit(survivors > 0)
+
+
+if __name__ == '__main__':
+    main()
