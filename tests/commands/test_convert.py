@@ -147,8 +147,9 @@ def test_full_disk_leaves_nothing(checkpoint, tmp_path):
 def test_a_signal_leaves_nothing(number, checkpoint, tmp_path):
     """Sent while the files are written."""
     program = f"""
-import os, sys
+import os, signal, sys
 import repvgg_mm.deploy.conversion as conversion
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
 conversion.write_checkpoint = lambda *arguments: os.kill(os.getpid(), {int(number)})
 sys.argv = ['repvgg-mm', 'convert', {CONFIG!r}, {str(checkpoint)!r}, '--out', {str(tmp_path / 'deploy')!r}, '--shape',
             '64', '64']
