@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -227,4 +229,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         pass
     else:
         argcomplete.autocomplete(parser)
-    return parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    return parser.parse_args(with_two_sizes(words))
+
+
+def with_two_sizes(words: Sequence[str]) -> list[str]:
+    """`--shape 64x96` as `--shape 64 96`."""
+    apart = []
+    for before, word in zip(['', *words], words):
+        is_both = before == '--shape' and re.fullmatch(r'\d+[x,]\d+', word)
+        apart += re.split('[x,]', word) if is_both else [word]
+    return apart

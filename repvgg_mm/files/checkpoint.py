@@ -221,7 +221,17 @@ def _starts_with_zeros(path: Path) -> bool:
     return not block.strip(b'\0')
 
 
+def _is_web_page(path: Path) -> bool:
+    with open(path, 'rb') as file:
+        start = file.read(100)
+    return start.lstrip(b'\xef\xbb\xbf \t\r\n').lower().startswith((b'<!doctype html', b'<html'))
+
+
 def _not_a_checkpoint(path: Path, error: Exception) -> UserError:
+    if _is_web_page(path):
+        return UserError(
+            f'A checkpoint is a dict of tensors, and {path} is a web page: what a server sends for a file that it does '
+            'not have, or that asks for a login. Open the address in a browser and look for the file itself.')
     size = path.stat().st_size
     why = str(error).strip().split('\n')[0][:200]
     return UserError(

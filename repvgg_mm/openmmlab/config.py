@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -13,6 +14,9 @@ from mmengine.config import Config, ConfigDict
 from ..errors import UserError, first_line
 from .shipped import shipped_config
 
+OF_ANOTHER_BACKBONE = re.compile(
+    "RepVGG.__init__.*unexpected keyword argument '(depth|num_stages|style|contract_dilation|embed_dims)'")
+OF_WEIGHTS = ('.pth', '.pt', '.safetensors', '.onnx', '.xml')
 STACK = "Install a stack: pip install --no-build-isolation -e '.[openmmlab]', or '.[onedl]'"
 CLASSIFICATION = (
     "Install the extra: pip install -e '.[openmmlab-classification]', or '.[onedl-classification]', and "
@@ -26,7 +30,15 @@ def read_config(path: str | PathLike, options: Mapping | None = None) -> Config:
     Raises:
         UserError: there is no such file or it is not a config.
     """
+    if '::' in str(path):
+        raise UserError(
+            f'A config is a Python file, and {path} is a name in a package. Write a file with this name as its base, '
+            f"_base_ = '{path}', and what you change.")
     path = Path(path)
+    if path.suffix in OF_WEIGHTS:
+        raise UserError(
+            f'A config is a Python file, and {path} holds weights. The config comes first on the command line, then '
+            'the checkpoint.')
     if not path.exists():
         path = shipped_config(path) or path
     if not path.is_file():
@@ -122,6 +134,11 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (TypeError, KeyError) as error:
+        if OF_ANOTHER_BACKBONE.search(str(error)):
+            raise UserError(
+                'A config inherits what it does not replace, and its RepVGG has a setting of another backbone '
+                f"({first_line(error)}). Replace the whole of it: backbone=dict(_delete_=True, type='RepVGG', ...).",
+            ) from error
         raise UserError(
             'A config describes parts and options that its toolbox has, and this one does not '
             f'({first_line(error)}). Compare it with a file in configs/.') from error

@@ -21,11 +21,62 @@ def build_model(cfg: Config) -> nn.Module:
     """The model of a config, as a Runner builds it, without its data and without its initial weights.
 
     Raises:
-        UserError: the config names a part or an option that there is not.
+        UserError: the config names a part or an option that there is not, or a neck or head for another backbone.
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     with explained():
-        return MODELS.build(cfg.model)
+        model = MODELS.build(cfg.model)
+    check_widths(model, cfg)
+    return model
+
+
+def check_widths(model: nn.Module, cfg: Config) -> None:
+    """Raise UserError, naming the key, if the neck or a head takes other channels than the model's RepVGG gives.
+
+    Where the config says otherwise how they fit together, nothing is known and nothing is raised.
+    """
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, RepVGG):
+        return
+
+    widths = list(backbone.out_channels)
+    neck = cfg.model.get('neck')
+    if neck is not None:
+        found = neck.get('in_channels') if isinstance(neck, dict) else None  # else several, one after another
+        if isinstance(found, (list, tuple)) and sorted(found) != sorted(widths):  # the order is the neck's own
+            raise _other_channels('model.neck.in_channels', list(found), widths, backbone)
+        return
+
+    for name in ('decode_head', 'auxiliary_head'):
+        heads = cfg.model.get(name) or []
+        single = isinstance(heads, dict)
+        for number, head in enumerate([heads] if single else heads):
+            place = f'model.{name}' if single else f'model.{name}[{number}]'
+            _check_head(place, head, widths, backbone)
+
+
+def _check_head(place: str, head: dict, widths: list[int], backbone: RepVGG) -> None:
+    """A head of mmseg, which takes the feature map `in_index`, by default the last, or several of them."""
+    index, found = head.get('in_index', -1), head.get('in_channels')
+    if 'in_index' not in head and not isinstance(found, int):
+        return  # a head of another kind, which takes them all
+    indices = [index] if isinstance(index, int) else list(index)
+    if any(not -len(widths) <= one < len(widths) for one in indices):
+        raise UserError(
+            f'A head takes some of the {len(widths)} feature maps of its backbone, and {place}.in_index is {index}. '
+            f'Set it to numbers from 0 to {len(widths) - 1}, or let backbone.out_indices have more.')
+
+    taken = [found] if isinstance(found, int) else list(found)
+    wanted = [widths[one] for one in indices]
+    if taken != wanted:
+        one = isinstance(found, int) and len(wanted) == 1
+        raise _other_channels(f'{place}.in_channels', found, wanted[0] if one else wanted, backbone)
+
+
+def _other_channels(key: str, found: object, wanted: object, backbone: RepVGG) -> UserError:
+    return UserError(
+        f'What takes feature maps has their channels, and {key} is {found}, where this RepVGG gives {wanted} '
+        f'(those of out_indices={tuple(backbone.out_indices)} have {backbone.out_channels}). Set {key}={wanted}.')
 
 
 def is_segmentor(model: nn.Module) -> bool:

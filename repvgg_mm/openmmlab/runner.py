@@ -8,13 +8,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
 from mmengine.fileio import register_backend
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..environment import check_torchvision
 from .config import explained
 from .data import check_dataset
-from .model import replace_sync_bn
+from .model import check_widths, replace_sync_bn
 from .resume import IgnoreSavedConfigHook, SeedEachStepHook
 from .work_dir import AtomicLocalBackend, OwnWorkDirHook
 
@@ -30,8 +31,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 
     Raises:
         UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
-            says it is, the config names a part or an option that there is not, torchvision does not fit torch, or
-            another training writes to the work dir.
+            says it is, the config names a part or an option that there is not or channels of another backbone,
+            torchvision does not fit torch, or another training writes to the work dir.
     """
     check_torchvision()
     for split in splits:
@@ -42,6 +43,8 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     register_backend('local', AtomicLocalBackend, force=True, prefixes='')
     with explained():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    check_widths(model, cfg)
 
     if 'train' in splits:
         runner.register_hook(OwnWorkDirHook(Path(runner.work_dir)))

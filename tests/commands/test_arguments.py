@@ -74,3 +74,9 @@ def test_tab_completion_shows_what_is_public():
     assert dir(repvgg_mm) == sorted(repvgg_mm.__all__)
     for name in repvgg_mm.__all__:
         assert getattr(repvgg_mm, name) is not None
+
+
+@pytest.mark.parametrize('written', [['64', '96'], ['64x96'], ['64,96']])
+def test_the_shape_in_one_word(written):
+    args = parse(['convert', 'config.py', 'a.pth', '--out', '32x32', '--shape', *written])
+    assert args.shape == [64, 96] and args.out == '32x32'

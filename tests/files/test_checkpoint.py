@@ -122,7 +122,8 @@ def test_folder(tmp_path):
 def test_another_kind_of_file(tmp_path, content):
     path = tmp_path / 'file.pth'
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf'file\.pth (cannot be read as a checkpoint \({len(content)} bytes|asks for)'):
+    damaged = rf'cannot be read as a checkpoint \({len(content)} bytes'
+    with pytest.raises(UserError, match=rf'file\.pth ({damaged}|asks for|is a web page)'):
         read_checkpoint(path)
 
 
@@ -297,3 +298,10 @@ def test_schemes_of_mmengine_that_nobody_here_knows(trust):
         CheckpointLoader._schemes = before
     assert {'', 'http://', 'openmmlab://'} <= own
     assert any('s3://' in scheme for scheme in own) != trust
+
+
+@pytest.mark.parametrize('start', [b'<!DOCTYPE html><html>', b'\n <html lang="en">', b'\xef\xbb\xbf<!doctype HTML>'])
+def test_a_page_that_a_server_sent_instead(start, tmp_path):
+    (tmp_path / 'a.pth').write_bytes(start + b'<body>Not found</body></html>')
+    with pytest.raises(UserError, match=r'a\.pth is a web page: .*look for the file itself'):
+        read_checkpoint(tmp_path / 'a.pth')

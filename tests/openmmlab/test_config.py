@@ -20,6 +20,7 @@ from repvgg_mm.openmmlab.config import (
     read_config,
     toolbox_of,
 )
+from repvgg_mm.openmmlab.model import build_model
 
 
 def test_options_are_applied_as_the_toolboxes_do():
@@ -123,3 +124,19 @@ def test_a_config_in_pure_python_style_is_one_of_names():
     ({}, '')])
 def test_the_kind_of_a_part(part, kind):
     assert kind_of(part) == kind
+
+
+def test_a_setting_that_is_left_of_the_backbone_before():
+    cfg = Config(dict(
+        default_scope='mmseg', model=dict(pspnet_config(), backbone=dict(type='RepVGG', arch='A0', depth=50))))
+    with pytest.raises(UserError, match=r"keyword argument 'depth'.*backbone=dict\(_delete_=True, type='RepVGG'"):
+        build_model(cfg)
+
+
+@pytest.mark.parametrize('path, message', [
+    ('mmseg::pspnet/a.py', r"is a name in a package\. .*_base_ = 'mmseg::pspnet/a\.py'"),
+    ('work/iter_4.pth', r'iter_4\.pth holds weights\. The config comes first'),
+    ('engine.onnx', r'holds weights')])
+def test_what_is_no_config_by_its_name(path, message):
+    with pytest.raises(UserError, match=message):
+        read_config(path)

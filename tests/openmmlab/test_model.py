@@ -107,3 +107,39 @@ def test_an_image_has_a_pixel():
     for shape in ((0, 8), (8, -1)):
         with pytest.raises(UserError, match=rf'a pixel or more on each side, got --shape {shape[0]} {shape[1]}\.'):
             check_size(shape)
+
+
+def with_first_head(**settings: object) -> dict:
+    """A segmentor whose head is a cascade."""
+    model = pspnet_config()
+    first = dict(model['decode_head'], type='FCNHead', in_channels=32, in_index=2)
+    first.pop('pool_scales')
+    heads = [dict(first, **settings), first]
+    return dict(model, type='CascadeEncoderDecoder', num_stages=2, decode_head=heads)
+
+
+@pytest.mark.parametrize('model, key, wanted', [
+    (dict(pspnet_config(), decode_head=dict(pspnet_config()['decode_head'], in_channels=2048)),
+     'model.decode_head.in_channels is 2048', 64),
+    (dict(pspnet_config(), auxiliary_head=dict(pspnet_config()['auxiliary_head'], in_channels=1024)),
+     'model.auxiliary_head.in_channels is 1024', 32),
+    (dict(retinanet_config(), neck=dict(retinanet_config()['neck'], in_channels=[256, 512, 1024, 2048])),
+     r'model.neck.in_channels is \[256, 512, 1024, 2048\]', r'\[8, 16, 32, 64\]'),
+    (with_first_head(in_channels=7), r'model.decode_head\[0\].in_channels is 7', 32)])
+def test_channels_of_another_backbone(model, key, wanted):
+    expected = rf'has their channels, and {key}, where this RepVGG gives {wanted} .*\(8, 16, 32, 64\).* Set .*={wanted}'
+    with pytest.raises(UserError, match=expected):
+        build_model(config(model))
+
+
+def test_a_feature_map_that_there_is_not():
+    model = pspnet_config(out_indices=(2, 3))
+    with pytest.raises(UserError, match=r'some of the 2 feature maps .* model\.decode_head\.in_index is 3\. Set it to'):
+        build_model(config(model))
+
+
+@pytest.mark.parametrize('change', [
+    dict(neck=[dict(retinanet_config()['neck']), dict(type='BFP', in_channels=16, num_levels=5)]),
+    dict(neck=dict(retinanet_config()['neck'], in_channels=[8, 16, 32, 64]))])
+def test_channels_that_fit_or_of_which_nothing_is_known(change):
+    assert build_model(config(dict(retinanet_config(), **change))) is not None
