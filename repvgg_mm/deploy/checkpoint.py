@@ -90,4 +90,5 @@ def load_model(cfg: Config, checkpoint: Checkpoint) -> nn.Module:
     """
     model = build_model(cfg)
     checkpoint.load_into(model, cfg)
-    return model.eval()
+    model.eval()  # of detectors with a teacher it returns nothing
+    return model

@@ -176,7 +176,8 @@ def load_deploy(cfg: Config, checkpoint: Checkpoint, target: Target) -> tuple[nn
         UserError: no engine can be made of such a model, the checkpoint does not fit the config, or converting
             refuses.
     """
-    model = build_model(deploy_config(cfg)).eval()
+    model = build_model(deploy_config(cfg))
+    model.eval()
     network_of(model, argmax=target.argmax)  # refused before the work of converting
     if checkpoint.form == 'deploy':
         checkpoint.load_into(model, cfg)

@@ -104,7 +104,9 @@ def _deploy_model(cfg: Config, checkpoint: Checkpoint, device: str | None) -> nn
     model = load_model(deploy_config(cfg), checkpoint)  # training-form weights are fused while they are loaded
     if fusible_or_fused(model):
         whole_model_convert(model, inplace=True)  # blocks of other libraries
-    return model.to(place).eval()
+    model.to(place)
+    model.eval()
+    return model
 
 
 def _engine_model(cfg: Config, engine: Engine, device: str | None) -> nn.Module:

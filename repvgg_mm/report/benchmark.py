@@ -96,7 +96,9 @@ def _build(path: str) -> nn.Module:
     for part in config_dicts(cfg._cfg_dict):
         part.pop('init_cfg', None)  # no weights are loaded
     replace_sync_bn(cfg)
-    return build_model(cfg).eval()
+    model = build_model(cfg)
+    model.eval()
+    return model
 
 
 def load_engines(paths: Iterable[str]) -> dict[str, Engine]:

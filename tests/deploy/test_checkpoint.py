@@ -11,11 +11,15 @@ import pytest
 import torch
 from helpers import TINY, assert_same_state, backbone, pspnet, pspnet_config
 from mmengine.config import Config
+from mmseg.models import EncoderDecoder
+from mmseg.registry import MODELS
 
 from repvgg_mm import UserError, whole_model_convert
 from repvgg_mm.deploy import checkpoint as checkpoint_module
 from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
 from repvgg_mm.deploy.conversion import convert_checkpoint, write_deploy
+from repvgg_mm.export.export import load_deploy
+from repvgg_mm.export.target import Target
 from repvgg_mm.files import checkpoint as checkpoint_files
 
 pytestmark = pytest.mark.stack
@@ -116,3 +120,22 @@ def test_a_file_without_tensors_and_one_that_runs_code(tmp_path):
     with pytest.raises(UserError, match='asks for pathlib'):
         Checkpoint.read(tmp_path / 'code.pth')
     assert Checkpoint.read(tmp_path / 'code.pth', trust=True).content['path'] == Path('a')
+
+
+@MODELS.register_module()
+class WithTeacher(EncoderDecoder):
+    """Its `train`, as that of mmdet's LD and LAD, returns nothing."""
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
+
+
+def test_a_model_whose_eval_returns_nothing(cfg, path):
+    cfg.model.type = 'WithTeacher'
+    checkpoint = Checkpoint.read(path)
+    model = load_model(cfg, checkpoint)
+    assert type(model) is WithTeacher and not model.training
+    conversion = convert_checkpoint(cfg, checkpoint, (64, 64))
+    assert type(conversion.deploy) is WithTeacher and max(conversion.errors.values()) < 1e-5
+    deploy, _ = load_deploy(cfg, checkpoint, Target('onnx', 'fp32', (64, 64)))
+    assert type(deploy) is WithTeacher and not deploy.training
