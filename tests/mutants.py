@@ -2,7 +2,7 @@
 
     python tests/mutants.py [PART OF A FILE'S NAME]
 
-Takes a quarter of an hour and prints those that no test noticed. Not part of `make test`.
+Takes some minutes and prints those that no test noticed. Not part of `make test`.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
         source=checkpoint.name,
         source_sha256=checkpoint.sha256,
         worst_relative_error=max(errors.values()),
-        deploy_pair=deploy_cfg[PAIR],
         versions=versions)
+    meta[PAIR] = deploy_cfg[PAIR]
     if checkpoint.dataset_meta:
         meta['dataset_meta'] = checkpoint.dataset_meta
     return Conversion(trained, deploy, errors, inputs, deploy_cfg, meta)

@@ -58,7 +58,7 @@ def check_widths(model: nn.Module, cfg: Config) -> None:
 def _check_head(place: str, head: dict, widths: list[int], backbone: RepVGG) -> None:
     """A head of mmseg, which takes the feature map `in_index`, by default the last, or several of them."""
     index, found = head.get('in_index', -1), head.get('in_channels')
-    if 'in_index' not in head and not isinstance(found, int):
+    if found is None or ('in_index' not in head and not isinstance(found, int)):
         return  # a head of another kind, which takes them all
     indices = [index] if isinstance(index, int) else list(index)
     if any(not -len(widths) <= one < len(widths) for one in indices):

@@ -13,6 +13,7 @@ from repvgg_mm.openmmlab.model import (
     arch_of_config,
     build_model,
     check_size,
+    check_widths,
     decode_head_of,
     is_detector,
     is_segmentor,
@@ -136,6 +137,16 @@ def test_a_feature_map_that_there_is_not():
     model = pspnet_config(out_indices=(2, 3))
     with pytest.raises(UserError, match=r'some of the 2 feature maps .* model\.decode_head\.in_index is 3\. Set it to'):
         build_model(config(model))
+
+
+def test_a_head_that_does_not_name_its_channels():
+    cfg = config(pspnet_config())
+    model = build_model(cfg)
+    cfg.model.decode_head.pop('in_channels')
+    check_widths(model, cfg)  # nothing is known, nothing is raised
+    cfg.model.decode_head.in_channels = 7
+    with pytest.raises(UserError, match=r'decode_head\.in_channels is 7'):
+        check_widths(model, cfg)
 
 
 @pytest.mark.parametrize('change', [
