@@ -16,8 +16,8 @@ from ..errors import UserError
 
 FORMAT = 1
 SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}  # of engines, and the library that runs them
-PROPERTIES = {'INFERENCE_PRECISION_HINT': ('f32', 'bf16', 'f16')}  # of OpenVINO, with which an engine is loaded
-EXTERNAL_DATA = re.compile(rb'\n\x08location\x12')  # in an ONNX file; the length and the name of a file follow
+PROPERTIES = {'INFERENCE_PRECISION_HINT': ('f32', 'bf16')}  # of OpenVINO, with which an engine is loaded
+EXTERNAL_DATA = re.compile(rb'\n\x08location\x12(.)', re.DOTALL)  # in an ONNX file: a length; a name of it follows
 NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation')
 
 
@@ -219,7 +219,7 @@ def _loaded_with(path: Path) -> list[str]:
 
     content, names = path.read_bytes(), set()
     for found in EXTERNAL_DATA.finditer(content):
-        length, start = content[found.end()], found.end() + 1
+        length, start = found[1][0], found.end()
         names.add(content[start:start + length].decode(errors='replace'))
     return sorted(names)
 

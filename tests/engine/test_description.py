@@ -291,6 +291,13 @@ def test_weights_of_an_onnx_engine_that_are_apart(tmp_path):
         read_description(path)
 
 
+def test_a_file_that_ends_where_a_name_would_follow(tmp_path):
+    path = tmp_path / 'engine.onnx'
+    path.write_bytes(b'graph\n\x08location\x12')
+    written = write_description(path, description())
+    assert set(written.files) == {'engine.onnx'} and read_description(path) == written
+
+
 def test_a_description_of_many_lists(path):
     path.with_suffix('.json').write_text('[' * 100_000)
     with pytest.raises(UserError, match=r'has not \(RecursionError.*Copy all files'):
