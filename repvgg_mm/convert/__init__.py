@@ -2,5 +2,6 @@
 
 Read in this order: `foreign` (blocks of other libraries, taken apart and fused) and `foreign_blocks` (which ones),
 `blocks` (all blocks in a model), `weights` (loading a whole model completely), `whole` (`whole_model_convert`),
-`raw_outputs` (what a model computes), `compare` (`compare_models`), `measure` (what a model costs).
+`reproducible` (how a model is run), `raw_outputs` (what it computes), `choices` (those of one model imposed on
+another), `compare` (`compare_models`), `measure` (what a model costs).
 """

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..block import branch_by_branch
-from .compare import evaluating
-from .raw_outputs import raw_outputs
+from .raw_outputs import WAYS, way_of
+from .reproducible import evaluating
 
 
 class Latency(NamedTuple):
@@ -40,8 +40,10 @@ def count_macs(model: nn.Module, *inputs: Tensor) -> int:
 
     Blocks in training form count branch by branch. FLOPs are twice this number.
     """
-    with evaluating(model), branch_by_branch(model), FlopCounterMode(display=False) as counter:
-        raw_outputs(model, *inputs)
+    with evaluating(model), branch_by_branch(model):
+        run = WAYS[way_of(model, *inputs)]
+        with FlopCounterMode(display=False) as counter:
+            run(model, *inputs)
     return counter.get_total_flops() // 2
 
 
@@ -70,14 +72,16 @@ def interleaved_latency(calls: Mapping[str, Callable[[], object]], rounds: int =
 
 def form_latency(trained: nn.Module, deploy: nn.Module, inputs: Tensor, rounds: int = 15) -> dict[str, Latency]:
     """Of one forward call of 'branches' (the training form, branch by branch), 'training' and 'deploy'."""
+    run = WAYS[way_of(trained, inputs)]
+
     def call_branches() -> None:
         with branch_by_branch(trained):
-            raw_outputs(trained, inputs)
+            run(trained, inputs)
 
     calls = {
         'branches': call_branches,
-        'training': partial(raw_outputs, trained, inputs),
-        'deploy': partial(raw_outputs, deploy, inputs),
+        'training': partial(run, trained, inputs),
+        'deploy': partial(run, deploy, inputs),
     }
     return interleaved_latency(calls, rounds)
 

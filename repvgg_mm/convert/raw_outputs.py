@@ -1,11 +1,24 @@
-"""What a model computes from images before any post-processing, two-stage detectors of mmdet included."""
+"""What a model computes from images before any post-processing, as far as it runs without data.
+
+A plain model is called. Many detectors cannot be: they want to know the sizes of the images, or have no forward
+without a prediction. So there are several ways, tried in this order, and a model is run in the first that it can take.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from .reproducible import evaluating
+
 DEFAULT_PROPOSALS = 1000
+FREE_OF_DATA = 'raw outputs'
+BACKBONE = 'the feature maps of the backbone'
+PREDICTIONS = 'predictions and the outputs of heads, with the choices of the training form'
+CANNOT = (AssertionError, AttributeError, ImportError, IndexError, KeyError, NotImplementedError, TypeError)
+NO_KERNEL = 'implementation for device'  # in mmcv's message where an operation has none for a CPU
 
 
 def raw_outputs(model: nn.Module, *inputs: Tensor) -> object:
@@ -17,7 +30,6 @@ def raw_outputs(model: nn.Module, *inputs: Tensor) -> object:
     """
     if not is_two_stage(model):
         return model(*inputs)
-    from mmengine.structures import BaseDataElement, InstanceData  # mmdet is there, so MMEngine is too
 
     images, = inputs
     height, width = images.shape[2:]
@@ -25,15 +37,75 @@ def raw_outputs(model: nn.Module, *inputs: Tensor) -> object:
     count = settings.get('max_per_img', DEFAULT_PROPOSALS)
     boxes = fixed_proposals(count, height, width).to(images)
 
+    from mmengine.structures import InstanceData  # mmdet is there, so MMEngine is too
     proposals = [InstanceData(bboxes=boxes) for _ in images]
-    samples = [BaseDataElement(metainfo=dict(img_shape=(height, width))) for _ in images]
 
     outputs = {}
     features = model.extract_feat(images)
     if model.with_rpn:
         outputs['rpn_head'] = model.rpn_head(features)
-    outputs['roi_head'] = model.roi_head(features, proposals, samples)
+    outputs['roi_head'] = model.roi_head(features, proposals, made_up_samples(images))
     return outputs
+
+
+def outputs_with_samples(model: nn.Module, images: Tensor) -> object:
+    """The raw outputs of a model that wants to know the sizes of its images."""
+    return model(images, made_up_samples(images), mode='tensor')
+
+
+def predictions(model: nn.Module, images: Tensor) -> object:
+    """The values of a prediction, by the image's number and by name; the calls of heads inside are seen by hooks."""
+    predicted = model(images, made_up_samples(images), mode='predict')
+    return [_values(sample) for sample in predicted]
+
+
+def backbone_features(model: nn.Module, images: Tensor) -> object:
+    """What the backbone gives, where the neck has an operation that this device has not."""
+    return model.backbone(images)
+
+
+def features(model: nn.Module, images: Tensor) -> object:
+    """The inputs of the heads: what the neck gives, or the backbone where there is no neck."""
+    return model.extract_feat(images)
+
+
+WAYS: dict[str, Callable] = {
+    FREE_OF_DATA: raw_outputs,
+    'raw outputs, with made-up data samples': outputs_with_samples,
+    PREDICTIONS: predictions,
+    'the inputs of the heads': features,
+    BACKBONE: backbone_features,
+}
+
+
+@torch.no_grad()
+def way_of(model: nn.Module, *inputs: Tensor) -> str:
+    """The first of WAYS in which `model` can be run on `inputs`, in eval mode.
+
+    Raises:
+        RuntimeError: or whatever the model raises that no other way would help: the input is too small, say.
+    """
+    if not hasattr(model, 'extract_feat') or len(inputs) != 1:
+        return FREE_OF_DATA
+
+    for way, run in WAYS.items():
+        try:
+            with evaluating(model):
+                run(model, *inputs)
+        except Exception as error:
+            if not _another_way_helps(error, way):
+                raise
+        else:
+            return way
+
+
+def _another_way_helps(error: Exception, way: str) -> bool:
+    """Whether a model may run in one of the next WAYS after `error` in this one."""
+    unsupported = isinstance(error, ImportError) or NO_KERNEL in str(error)
+    *_, last_but_one, last = WAYS
+    if way == last:
+        return False
+    return unsupported or (isinstance(error, CANNOT) and way != last_but_one)
 
 
 def is_two_stage(model: nn.Module) -> bool:
@@ -52,3 +124,19 @@ def fixed_proposals(count: int, height: int, width: int) -> Tensor:
 
     boxes = torch.cat([corners, corners + sides], 1)
     return boxes * torch.tensor([width, height, width, height])
+
+
+def made_up_samples(images: Tensor) -> list:
+    """What the toolboxes' data says of images that were neither resized nor padded, N times."""
+    from mmengine.structures import BaseDataElement
+
+    shape = tuple(images.shape[2:])
+    sizes = dict(img_shape=shape, ori_shape=shape, pad_shape=shape, batch_input_shape=shape, scale_factor=(1., 1.))
+    return [BaseDataElement(metainfo=dict(sizes, img_id=number)) for number in range(len(images))]
+
+
+def _values(sample: object) -> object:
+    """The content of a data element as dicts of values, other values as they are."""
+    if not hasattr(sample, 'all_items'):
+        return sample
+    return {name: _values(value) for name, value in sample.items()}

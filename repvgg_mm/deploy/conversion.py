@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from ..convert.compare import TOLERANCE, compare_models
+from ..convert.compare import OutputErrors
 from ..convert.foreign import FusedBlock
 from ..convert.whole import whole_model_convert
-from ..errors import UserError, reason
+from ..errors import UserError
 from ..files.atomic import atomic_path
 from ..files.checkpoint import write_checkpoint
 from ..openmmlab.config import copy_of
@@ -24,6 +23,7 @@ from ..openmmlab.model import arch_of_config, check_size, replace_sync_bn, shape
 from ..version import __version__
 from .checkpoint import PAIR, Checkpoint, load_model
 from .config import DEPLOY_FORM, deploy_config, use_training_form
+from .proof import prove
 
 WEIGHT_SUFFIXES = {'.pth', '.safetensors'}
 
@@ -32,13 +32,12 @@ WEIGHT_SUFFIXES = {'.pth', '.safetensors'}
 class Conversion:
     """A model in both forms, with the proof that they compute the same.
 
-    `errors` are the relative errors of `compare_models` on `inputs` (1, C, H, W); `config` and `meta` go with
-    the deploy form.
+    `errors` are those of `prove` on `inputs` (1, C, H, W); `config` and `meta` go with the deploy form.
     """
 
     trained: nn.Module
     deploy: nn.Module
-    errors: dict[str, float]
+    errors: OutputErrors
     inputs: Tensor
     config: Config
     meta: dict
@@ -54,7 +53,7 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
 
     Raises:
         UserError: the checkpoint does not fit the config or is in deploy form, there is no RepVGG
-            block, a block cannot be fused, or an output differs by more than 1e-5 relative.
+            block, a block cannot be fused, or both forms cannot be proven equal.
     """
     if checkpoint.form == 'deploy':
         raise UserError(
@@ -75,7 +74,7 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
 
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(1, in_channels(trained), *shape, generator=generator)
-    errors = _prove(trained, deploy, inputs)
+    errors = prove(trained, deploy, inputs)
 
     described = checkpoint.sha256 + deploy_cfg.pretty_text
     deploy_cfg[PAIR] = hashlib.sha256(described.encode()).hexdigest()[:16]
@@ -86,7 +85,9 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
         arch=arch_of_config(training_cfg),
         source=checkpoint.name,
         source_sha256=checkpoint.sha256,
-        worst_relative_error=max(errors.values()),
+        worst_relative_error=errors.worst,
+        compared=' '.join([f'{errors.way}.', *errors.notes]),
+        not_compared=list(errors.not_run),
         versions=versions)
     meta[PAIR] = deploy_cfg[PAIR]
     if checkpoint.dataset_meta:
@@ -126,41 +127,3 @@ def in_channels(model: nn.Module) -> int:
     raise UserError(
         f'The images of a model have the channels of its first convolution larger than 1x1, and '
         f'{type(model).__name__} has none. Give the config of a segmentor or detector.')
-
-
-def _prove(trained: nn.Module, deploy: nn.Module, inputs: Tensor) -> dict[str, float]:
-    """`compare_models`; UserError if the model cannot take the input, or an output differs too much."""
-    height, width = inputs.shape[2:]
-    try:
-        errors = compare_models(trained, deploy, inputs)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f'Both forms are compared on an input of {(height, width)}, and the model cannot take '
-            f'it: {reason(error)}. Choose another with --shape H W.') from None
-
-    worst = max(errors, key=errors.get)
-    if not errors[worst] <= TOLERANCE:
-        raise UserError(
-            f'A deploy form must agree with the training form to {TOLERANCE:g} relative, and {worst} differs by '
-            f'{errors[worst]:.1e} on an input of {height}x{width}. Nothing was written: '
-            + _cause_of_difference(trained, inputs))
-    return errors
-
-
-def _cause_of_difference(trained: nn.Module, inputs: Tensor) -> str:
-    """Float32's rounding or the fusing, which a comparison in float64 tells apart; and the next step."""
-    exact = copy.deepcopy(trained).double()
-    try:
-        errors = compare_models(exact, whole_model_convert(exact), inputs.double())
-    except RuntimeError:
-        return 'the model does not run in float64, which would tell rounding from a fault. Use a later checkpoint.'
-
-    error = max(errors.values())
-    if error <= TOLERANCE / 10:
-        return (
-            f'in float64 both forms agree to {error:.1e}, so the blocks are fused right and this network amplifies '
-            'the rounding of float32, as in the first steps at a high learning rate. Use a later checkpoint, or '
-            'write this one without the comparison: whole_model_convert(model, save_path=...) in Python.')
-    return (
-        f'in float64 they differ by {error:.1e}, which is no rounding. Look for NaN, infinite or huge values in '
-        'the checkpoint, and report a fault of the fusing if there are none.')

@@ -94,6 +94,7 @@ def costs_table(conversion: Conversion, costs: Costs, *, all_errors: bool = Fals
         f'{costs.blocks} RepVGG blocks fused, {len(conversion.errors)} outputs compared on an input of '
         f'{height}x{width}:',
         *_error_lines(conversion.errors, all_errors),
+        *conversion.errors.remarks(),
     ]
     rows = [(row.name, *row.texts) for row in cost_rows(costs)]
     return '\n'.join([*lines, '', table_of_forms(rows), conditions(conversion)])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import mmengine
 import torch
-from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
@@ -151,7 +150,7 @@ def prepare(cfg: Config, checkpoint: Checkpoint, target: Target, *, progress: Pr
 
     inside = Preprocess(preprocessing) if target.preprocess else None
     reference = network_of(model, inside)
-    rewritten = replace_adaptive_pooling(fuse_conv_bn(copy.deepcopy(model)))
+    rewritten = replace_adaptive_pooling(copy.deepcopy(model))  # norms are folded in the graph, where it can be seen
     network = network_of(rewritten, inside, target.argmax)
 
     outputs = _run(reference, inputs[0])

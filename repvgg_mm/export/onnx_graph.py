@@ -64,12 +64,13 @@ def check_graph(model, network: nn.Module, convolutions: int) -> dict[str, int]:
 
     Args:
         model: the ModelProto of `network`, in deploy form.
-        convolutions: expected in the whole graph, see `count_convolutions`.
+        convolutions: that the network computes, see `count_convolutions`. The whole graph has as many or fewer: one
+            that is computed twice from the same values, or whose result nothing uses, is there once or not at all.
 
     Raises:
-        UserError: a RepVGG or fused block has more or fewer convolutions than `network`, or a BatchNormalization or
-            an Add of feature maps (that of two sizes is not one); or the whole graph has another number of
-            convolutions.
+        UserError: the RepVGG and fused blocks have no convolutions, or more than in `network` (those that no output
+            needs are left out), or a BatchNormalization or an Add of feature maps (that of two sizes is not one);
+            or the whole graph has more convolutions.
     """
     fused, expected = set(), 0
     for path, module in network.named_modules():
@@ -86,10 +87,11 @@ def check_graph(model, network: nn.Module, convolutions: int) -> dict[str, int]:
             inside[node.op_type] += 1
 
     found = (inside['Conv'], inside['BatchNormalization'], inside['Add'], whole['Conv'])
-    if found != (expected, 0, 0, convolutions):
+    is_plain = 0 < inside['Conv'] <= expected and found[1:3] == (0, 0)
+    if not is_plain or whole['Conv'] > convolutions:
         raise UserError(
-            f'The exported graph of a deploy form has {expected} Conv, 0 BatchNormalization and 0 Add in its RepVGG '
-            f'blocks, and {convolutions} Conv in all; this one has {found[0]}, {found[1]} and {found[2]}, and '
+            f'The exported graph of a deploy form has at most {expected} Conv, 0 BatchNormalization and 0 Add in its '
+            f'RepVGG blocks, and {convolutions} Conv in all; this one has {found[0]}, {found[1]} and {found[2]}, and '
             f'{found[3]} in all. Nothing was written: convert the model first, and report this if it was.')
     return dict(whole)
 

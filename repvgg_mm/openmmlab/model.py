@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config, ConfigDict
@@ -25,7 +26,7 @@ def build_model(cfg: Config) -> nn.Module:
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     with explained():
-        model = MODELS.build(cfg.model)
+        model = MODELS.build(copy.deepcopy(cfg.model))  # DETRs write into the config of their head
     check_widths(model, cfg)
     return model
 

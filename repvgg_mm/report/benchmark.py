@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ..convert.blocks import fusible_or_fused, has_branches
 from ..convert.measure import LiveBytes, count_macs, count_parameters, cpu_name, interleaved_latency
-from ..convert.raw_outputs import raw_outputs
+from ..convert.raw_outputs import WAYS, way_of
 from ..convert.whole import whole_model_convert
 from ..engine.engine import Engine, optional
 from ..errors import UserError, reason
@@ -227,6 +227,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor, amp: torch.dtype | None = None
     """Bytes that autograd keeps for the backward pass, each storage once, parameters not counted."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
+    run = WAYS[way_of(model, inputs)]
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -235,7 +236,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor, amp: torch.dtype | None = None
         return tensor
 
     with torch.enable_grad(), _autocast(inputs, amp), saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = raw_outputs(model, inputs)  # keeps the graph: of freed storages two could have one address
+        out = run(model, inputs)  # keeps the graph: of freed storages two could have one address
     del out
     return sum(kept.values())
 
@@ -243,7 +244,7 @@ def saved_bytes(model: nn.Module, inputs: Tensor, amp: torch.dtype | None = None
 def _call_of(model: nn.Module, work: str, setting: Setting) -> Callable[[], None]:
     """`work` with `model`, which is put into the mode for it."""
     model.train(work == 'training step')
-    run = partial(raw_outputs, model)
+    run = partial(WAYS[way_of(model, setting.inputs)], model)
     if setting.compile:
         run = torch.compile(run)
     do = _forward if work == 'forward' else _step

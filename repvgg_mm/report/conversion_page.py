@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config
 
-from ..deploy.conversion import TOLERANCE, Conversion
+from ..convert.compare import TOLERANCE
+from ..deploy.conversion import Conversion
 from ..deploy.costs import CostRow, Costs, conditions, cost_rows
 from ..errors import UserError
 from ..openmmlab.model import is_segmentor
@@ -109,12 +110,13 @@ def _with_change(row: CostRow) -> tuple[str, str, str, str]:
 
 
 def _error_section(conversion: Conversion) -> Section:
+    remarks = ''.join(f' {remark}' for remark in conversion.errors.remarks())
     chart = error_chart(conversion.errors, TOLERANCE, 'Relative error of each output')
     return Section(
         'They compute the same',
         'Both forms ran on the same random input. The relative error of an output is the largest difference, divided '
-        f'by the largest value. Above {TOLERANCE:g} nothing is written.',
-        [Chart(chart, f'Input of {size_text(conversion.inputs.shape)}, float32.')])
+        f'by the largest value. Above {TOLERANCE:g} nothing is written.' + remarks,
+        [Chart(chart, f'Input of {size_text(conversion.inputs.shape)}.')])
 
 
 def _picture_section(pictures: SideBySide, missing: str) -> Section:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..block import branch_by_branch, scale_shift
 from ..convert.blocks import named_branches
-from ..convert.compare import evaluating
 from ..convert.foreign import Branch
-from ..convert.raw_outputs import raw_outputs
+from ..convert.raw_outputs import WAYS, way_of
+from ..convert.reproducible import evaluating
 
 SAMPLE = 2**18  # values of a tensor from which percentiles are taken; smallest and largest are of all
 FUSED = 'fused'
@@ -175,8 +175,9 @@ def _output_ranges(model: nn.Module, places: Sequence[Place], inputs: Sequence[T
         hooks.append(place.module.register_forward_hook(_collecting(collector, place.factor)))
     try:
         with evaluating(model), branch_by_branch(model):
+            run = WAYS[way_of(model, inputs[0])]
             for batch in inputs:
-                raw_outputs(model, batch)
+                run(model, batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from torch import nn
 
 from repvgg_mm import whole_model_convert
+from repvgg_mm.convert.compare import OutputErrors
 from repvgg_mm.convert.measure import Latency
 from repvgg_mm.deploy.conversion import Conversion
 from repvgg_mm.deploy.costs import (
@@ -30,7 +31,7 @@ LATENCY = dict(branches=Latency(3.04, 3, 4), training=Latency(2.06, 2, 3), deplo
 @pytest.fixture(scope='module')
 def conversion() -> Conversion:
     trained = backbone(TINY)
-    errors = {'output[0]': 1.5e-7, 'output[3]': 2.5e-6}
+    errors = OutputErrors({'output[0]': 1.5e-7, 'output[3]': 2.5e-6})
     return Conversion(trained, whole_model_convert(trained), errors, torch.randn(1, 3, 64, 96), Config(), {})
 
 
@@ -90,12 +91,22 @@ def test_the_table_prints_these_rows_and_what_they_depend_on(conversion):
 
 
 def test_of_many_outputs_the_largest_errors_are_shown(conversion):
-    errors = {f'output[{i}]': (i + 1) * 1e-8 for i in range(12)}
+    errors = OutputErrors({f'output[{i}]': (i + 1) * 1e-8 for i in range(12)})
     lines = costs_table(replace(conversion, errors=errors), measure_costs(conversion)).splitlines()
     shown = [f'  output[{i}]: relative error {(i + 1) * 1e-8:.1e}' for i in (11, 10, 9, 8, 7)]
     assert lines[1:7] == [*shown, '  and 7 more, each smaller']
     everything = costs_table(replace(conversion, errors=errors), measure_costs(conversion), all_errors=True)
     assert everything.count('relative error') == 12
+
+
+def test_what_was_not_compared_is_said(conversion):
+    errors = OutputErrors(output=1e-7)
+    errors.way, errors.not_run, errors.notes = 'the inputs of the heads', ('mask_head',), ('In float64.',)
+    lines = costs_table(replace(conversion, errors=errors), measure_costs(conversion)).splitlines()
+    assert lines[2:5] == [
+        'In float64.',
+        'Compared were the inputs of the heads: without data, or on this device, the model does not run otherwise.',
+        'Not compared, because they did not run: mask_head.']
 
 
 def test_columns_are_aligned():
