@@ -152,7 +152,8 @@ def _heads_that_did_not_run(model: nn.Module, ran: set[nn.Module]) -> Iterator[s
     for name, module in model.named_modules():
         is_part = name and ('.' not in name or _is_head(name)) and not name.startswith(ONLY_FOR_TRAINING)
         inside_named = any(name.startswith(f'{outer}.') for outer in named)
-        if not is_part or inside_named or not any(True for _ in module.parameters()):
+        holds_layers = any(True for _ in module.children())  # of an embedding the weights are used, no call
+        if not is_part or inside_named or not holds_layers or not any(True for _ in module.parameters()):
             continue
         if ran.isdisjoint(module.modules()):
             named.append(name)

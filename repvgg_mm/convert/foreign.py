@@ -1,7 +1,7 @@
 """Blocks of other libraries that are sums of convolutions with BatchNorm, found by type name and fused alike.
 
 Nothing is imported from those libraries: a block is known by the names of its class and its bases. Which blocks
-are registered stands in `foreign_blocks`.
+are registered stands in `foreign_blocks`; of the others some can fuse themselves, see `own_methods`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..block import check_norm, fused_conv, scale_shift
 from ..errors import UserError
 from ..fusion import LinearBranch, fuse_sum
+from .own_methods import fused_by_own_methods
 
 
 class Branch(NamedTuple):
@@ -67,19 +68,23 @@ def fusible(*names: str) -> Callable[[Reader], Reader]:
 
 
 def named_foreign_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Parts]]:
-    """Name, block and parts of every registered block in training form."""
+    """Name, block and parts of every registered block in training form, of those inside another the outer one."""
+    inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         reader = reader_of(module)
-        parts = reader(module) if reader else None
+        parts = reader(module) if reader and module not in inside else None
         if parts is not None:
+            inside.update(module.modules())
             yield name, module, parts
 
 
 def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """Fuse every registered block in `model`; returns the model (another one if it is a block) and their names.
+    """Fuse every registered block in `model`, and every other that can do it itself (see `own_methods`).
+
+    Returns the model (another one if it is a block) and the names of the blocks.
 
     Raises:
-        UserError: a block cannot be fused, named; the model is then unchanged.
+        UserError: a registered block cannot be fused, named; the model is then unchanged.
     """
     fused = {}
     names = []
@@ -89,6 +94,10 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
         except UserError as error:
             raise UserError(f'{name}: {error}' if name else str(error)) from None
         names.append(name)
+
+    others, named = fused_by_own_methods(model, fused)
+    fused |= others
+    names += named
 
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # a shared child under each of its names

@@ -6,11 +6,17 @@ A branch's convolution is read from the module that computes it: an option that 
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .foreign import Branch, Parts, fusible
+
+TRANSFORMERS = dict(  # models of Hugging Face that have the same block, and the beginning of its name
+    rt_detr='RTDetr', rt_detr_v2='RTDetrV2', d_fine='DFine', deimv2='Deimv2', omdet_turbo='OmDetTurbo',
+    pp_doclayout_v2='PPDocLayoutV2', pp_doclayout_v3='PPDocLayoutV3', pp_doclayout_v4='PPDocLayoutV4')
 
 
 @fusible('mmpretrain.models.backbones.repvgg.RepVGGBlock')
@@ -89,6 +95,63 @@ def _timm_replk(block: nn.Module) -> Parts | None:
 
     branches = _branches(block.large_conv, getattr(block, 'small_conv', None))
     return Parts(branches, _tail(block, 'se', 'act'))
+
+
+@fusible('timm.models.fastvit.RepMixer')
+def _timm_rep_mixer(block: nn.Module) -> Parts | None:
+    """x + scale * (mixer(x) - norm(x)), the scale one number a channel."""
+    if block.reparam_conv is not None:
+        return None
+
+    mixer = _timm_mobileone(block.mixer)
+    if mixer is None:
+        return None
+    scale = getattr(block.layer_scale, 'gamma', None)
+    scale = torch.ones(block.dim).to(block.norm.identity.running_mean) if scale is None else scale.detach().flatten()
+
+    branches = [branch._replace(norm=_times(branch.norm, scale)) for branch in mixer.branches]
+    subtracted = Branch(None, _times(block.norm.identity, -scale))
+    return Parts([*branches, subtracted, Branch(None, _no_norm(block.mixer.conv_kxk[0].conv))], {})
+
+
+@fusible('timm.models.fastvit.RepConditionalPosEnc')
+def _timm_position_encoding(block: nn.Module) -> Parts | None:
+    """conv(x) + x, without a norm."""
+    if block.reparam_conv is not None:
+        return None
+
+    norm = _no_norm(block.pos_enc)
+    return Parts([Branch(block.pos_enc, norm), Branch(None, norm)], {})
+
+
+@fusible(*(
+    f'transformers.models.{model}.modeling_{model}.{start}RepVggBlock' for model, start in TRANSFORMERS.items()))
+def _transformers_repvgg(block: nn.Module) -> Parts | None:
+    """activation(conv1(x) + conv2(x))."""
+    return Parts(_branches(block.conv1, block.conv2), _tail(block, 'activation'))
+
+
+@fusible('ultralytics.nn.modules.conv.RepConv')
+def _ultralytics_repconv(block: nn.Module) -> Parts | None:
+    """act(conv1(x) + conv2(x) + bn(x))."""
+    if hasattr(block, 'conv'):
+        return None
+
+    return Parts(_branches(block.conv1, block.conv2, block.bn), _tail(block, 'act'))
+
+
+def _no_norm(conv: nn.Conv2d) -> _BatchNorm:
+    """A norm that changes nothing, for a branch behind which there is none."""
+    return nn.BatchNorm2d(conv.out_channels, eps=0, affine=False).to(conv.weight).eval()
+
+
+def _times(norm: _BatchNorm, scale: Tensor) -> _BatchNorm:
+    """A copy of a norm whose output is multiplied, channel by channel."""
+    scaled = copy.deepcopy(norm)
+    with torch.no_grad():
+        scaled.weight.mul_(scale)
+        scaled.bias.mul_(scale)
+    return scaled
 
 
 def _tail(block: nn.Module, *names: str) -> dict[str, nn.Module]:

@@ -11,7 +11,7 @@ from torch import nn
 from ..block import check_blocks, fuse_blocks
 from ..errors import UserError
 from ..files.checkpoint import write_checkpoint
-from .blocks import fusible_or_fused, unknown_switches
+from .blocks import fusible_or_fused, norms_left, unknown_switches
 from .foreign import replace_foreign_blocks
 from .weights import load_strictly
 
@@ -25,8 +25,10 @@ def whole_model_convert(
 ) -> nn.Module:
     """Fuse every RepVGG block inside a segmentor, a detector, a wrapper, a backbone or a block.
 
-    Blocks of mmpretrain, timm, mmyolo and mmpose and those registered with `fusible` are fused too; each is
-    replaced by a `FusedBlock`. Other modules with a method `switch_to_deploy` are left alone, with a warning.
+    Blocks of mmpretrain, timm, mmyolo, mmpose, transformers and ultralytics and those registered with `fusible` are
+    fused too; each is replaced by a `FusedBlock`. Other blocks with a method that fuses them (`fuse`,
+    `reparameterize`, `switch_to_deploy`, ...) are replaced by what it makes, if that was seen to compute the same.
+    What is left is named in a warning.
 
     Args:
         train_model: the trained model; only changed with `inplace`. Its training mode does not matter.
@@ -51,14 +53,15 @@ def whole_model_convert(
         raise UserError(
             'The deploy form goes into train_model (inplace=True) or into deploy_model, and both '
             'were given. Leave one of them out.')
-    if not fusible_or_fused(train_model):
-        raise UserError(
-            f'Converting fuses RepVGG blocks, and {type(train_model).__name__} contains none. '
-            "Build it with backbone=dict(type='RepVGG', ...) and convert the trained model.")
 
     converted = train_model if inplace else copy.deepcopy(train_model)
     check_blocks(converted)  # before the first of them is changed
     converted, _ = replace_foreign_blocks(converted)
+    if not fusible_or_fused(converted):  # then nothing was changed
+        raise UserError(
+            f'Converting fuses RepVGG blocks, and {type(train_model).__name__} contains none, nor any other block '
+            "that is known or fuses itself. Build it with backbone=dict(type='RepVGG', ...) and convert the trained "
+            'model, or register its blocks with repvgg_mm.fusible.')
     fuse_blocks(converted)
     _warn_of_unknown(converted)
 
@@ -85,3 +88,10 @@ def _warn_of_unknown(model: nn.Module) -> None:
         warnings.warn(
             f'Left as they are, because nothing says how to fuse them: {", ".join(unknown)}. Register their '
             'type with repvgg_mm.fusible (docs/convert.md, section "Blocks of other libraries").', stacklevel=3)
+
+    left = norms_left(model)
+    if left:
+        held = ', '.join(f'{count} in {name}' for name, count in left.items())
+        warnings.warn(
+            f'BatchNorms that are left beside the fused blocks, no part of one: {held}. They compute what they '
+            'did; exporting folds those behind a convolution.', stacklevel=3)

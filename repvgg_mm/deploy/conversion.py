@@ -12,8 +12,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..convert.blocks import is_fused_foreign
 from ..convert.compare import OutputErrors
-from ..convert.foreign import FusedBlock
 from ..convert.whole import whole_model_convert
 from ..errors import UserError
 from ..files.atomic import atomic_path
@@ -69,7 +69,7 @@ def convert_checkpoint(cfg: Config, checkpoint: Checkpoint, shape: Sequence[int]
 
     trained = load_model(training_cfg, checkpoint)
     deploy = whole_model_convert(trained)
-    if any(isinstance(module, FusedBlock) for module in deploy.modules()):
+    if any(is_fused_foreign(module) for module in deploy.modules()):
         deploy_cfg.model = dict(type=DEPLOY_FORM, model=deploy_cfg.model)
 
     generator = torch.Generator().manual_seed(0)

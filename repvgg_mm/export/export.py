@@ -306,7 +306,7 @@ def _run(network: nn.Module, inputs: Tensor) -> list[Tensor]:
     try:
         with torch.no_grad():
             outputs = network(inputs)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever a model raises
         raise UserError(
             f'The model runs on an input of {_size(inputs.shape)} before it is exported, and cannot take it: '
             f'{reason(error)}. Choose another with --shape H W.') from None

@@ -44,7 +44,7 @@ def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic:
             exported = torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs))
             return exported.model_proto
-        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
+        except Exception as error:  # of torch's exporter, and whatever a model raises
             cause = reason(error.__cause__ or error)
             advice = 'Export without --dynamic, or use' if dynamic else 'Use'
             raise UserError(

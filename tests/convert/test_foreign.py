@@ -17,6 +17,11 @@ from repvgg_mm.convert.foreign import READERS
 from repvgg_mm.demo.shapes import make_shapes
 
 
+TIMM = [  # the smallest of each family with a fusing method; all of them: tests/programs/timm_fusing.py without names
+    'fastvit_t8', 'repvit_m0_9', 'efficientvit_m0', 'shvit_s1', 'tiny_vit_5m_224', 'levit_128s', 'nextvit_small',
+    'efficientvim_m1', 'iformer_t', 'lcnetv2_small', 'mobileone_s0', 'repvgg_a0', 'repghostnet_050', 'ghostnetv3_050']
+
+
 class HomeMade(nn.Module):
     """norm(conv5x5(x)) + 0.5 norm(conv3x3(x)) + norm(x), dilated, then a tail."""
 
@@ -97,7 +102,10 @@ def test_a_subclass_with_a_forward_of_its_own_is_mentioned_and_left_alone(regist
     model = randomise_norms(nn.Sequential(HomeMade(), Doubled())).double().eval()
     with pytest.warns(UserWarning, match=r'Left as they are.*: 1 \(.*Doubled\)\. Register their type') as caught:
         deploy = whole_model_convert(model)
-    assert len(caught) == 1 and isinstance(deploy[0], FusedBlock) and isinstance(deploy[1], Doubled)
+    assert isinstance(deploy[0], FusedBlock) and isinstance(deploy[1], Doubled)
+    assert [str(one.message).partition(':')[0] for one in caught] == [
+        'Left as they are, because nothing says how to fuse them',
+        'BatchNorms that are left beside the fused blocks, no part of one']
     assert_close(deploy(image(1, 8, 9, 9)), model(image(1, 8, 9, 9)), rtol=1e-10, atol=1e-10)
 
 
@@ -118,6 +126,16 @@ def test_models_of_other_libraries_compute_the_same(tmp_path):
     errors = json.loads((tmp_path / 'errors.json').read_text())
     assert len(errors) == 27
     assert all(error <= (1e-10 if 'float64' in name else 1e-5) for name, error in errors.items()), errors
+
+
+@pytest.mark.peers
+def test_every_family_of_timm_is_fused_as_far_as_timm_fuses_it():
+    done = run_peer('tests/programs/timm_fusing.py', *TIMM)
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    assert [one['name'] for one in results] == TIMM
+    for one in results:
+        assert one['error'] <= 1e-10 and one['ours'] <= one['theirs'] < one['before'], one
+        assert (one['norms'] == 0) == (not one['said']), one
 
 
 @pytest.mark.peers

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import image, randomise_norms
 from torch import nn
 
+from repvgg_mm import FusedBlock, whole_model_convert
 from repvgg_mm.convert.foreign import READERS
 from repvgg_mm.convert.foreign_blocks import _branches, _tail
 
@@ -17,7 +19,10 @@ KNOWN = {
     'mmpretrain.models.backbones.replknet.ReparamLargeKernelConv', 'mmpose.models.utils.reparam_layers.RepVGGBlock',
     'mmyolo.models.layers.yolo_bricks.RepVGGBlock', 'timm.models.byobnet.RepVggBlock',
     'timm.models.byobnet.MobileOneBlock', 'timm.models.fastvit.MobileOneBlock',
-    'timm.models.fastvit.ReparamLargeKernelConv'}
+    'timm.models.fastvit.ReparamLargeKernelConv', 'timm.models.fastvit.RepMixer',
+    'timm.models.fastvit.RepConditionalPosEnc', 'ultralytics.nn.modules.conv.RepConv',
+    'transformers.models.rt_detr.modeling_rt_detr.RTDetrRepVggBlock',
+    'transformers.models.d_fine.modeling_d_fine.DFineRepVggBlock'}
 DEPLOYED = {  # the attribute by which a library's own deploy form is known
     'mmpretrain.models.backbones.repvgg.RepVGGBlock': 'branch_reparam',
     'mmpretrain.models.backbones.mobileone.MobileOneBlock': 'branch_reparam',
@@ -25,7 +30,9 @@ DEPLOYED = {  # the attribute by which a library's own deploy form is known
     'mmpose.models.utils.reparam_layers.RepVGGBlock': 'conv_reparam',
     'mmyolo.models.layers.yolo_bricks.RepVGGBlock': 'rbr_reparam',
     'timm.models.byobnet.RepVggBlock': 'reparam_conv',
-    'timm.models.fastvit.ReparamLargeKernelConv': 'reparam_conv'}
+    'timm.models.fastvit.ReparamLargeKernelConv': 'reparam_conv',
+    'timm.models.fastvit.RepMixer': 'reparam_conv', 'timm.models.fastvit.RepConditionalPosEnc': 'reparam_conv',
+    'ultralytics.nn.modules.conv.RepConv': 'conv'}
 
 
 def test_these_blocks_are_known():
@@ -48,6 +55,58 @@ def test_pairs_are_read_in_the_words_of_each_library():
         branch, identity = _branches(pair, None, norm)
         assert branch.conv is conv and branch.norm is norm
         assert identity.conv is None and identity.norm is norm
+
+
+def as_of(cls: type, name: str) -> type:
+    """A class that is known by the name of another library's."""
+    module, _, cls.__qualname__ = name.rpartition('.')
+    cls.__module__ = module
+    return cls
+
+
+class Pair(nn.Module):
+    def __init__(self, word: str, channels: int, size: int, groups: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=groups, bias=False)
+        self.word = word
+        setattr(self, word, nn.BatchNorm2d(channels))
+
+    def forward(self, x):
+        return getattr(self, self.word)(self.conv(x))
+
+
+def summed(norm: str, act: str, identity: bool) -> type:
+    class Summed(nn.Module):
+        """act(conv1(x) + conv2(x) + bn(x)), as RT-DETR (without bn) and ultralytics' RepConv compute it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = Pair(norm, 8, 3, 1 + identity), Pair(norm, 8, 1, 1 + identity)
+            self.bn = nn.BatchNorm2d(8) if identity else None
+            setattr(self, act, nn.SiLU())
+
+        def forward(self, x):
+            x = self.conv1(x) + self.conv2(x) + (0 if self.bn is None else self.bn(x))
+            return getattr(self, act)(x)
+
+        def fuse_convs(self):
+            raise AssertionError('registered blocks are fused here')
+    return Summed
+
+
+@pytest.mark.parametrize('name, norm, act, identity', [
+    ('transformers.models.rt_detr.modeling_rt_detr.RTDetrRepVggBlock', 'norm', 'activation', False),
+    ('transformers.models.d_fine.modeling_d_fine.DFineRepVggBlock', 'norm', 'activation', False),
+    ('ultralytics.nn.modules.conv.RepConv', 'bn', 'act', False),
+    ('ultralytics.nn.modules.conv.RepConv', 'bn', 'act', True)])
+def test_sums_of_two_or_three(name, norm, act, identity):
+    torch.manual_seed(0)
+    block = as_of(summed(norm, act, identity), name)()
+    model = randomise_norms(nn.Sequential(block, nn.Conv2d(8, 2, 1))).double().eval()
+    deploy = whole_model_convert(model)
+    assert isinstance(deploy[0], FusedBlock) and deploy[0].branch_reparam.kernel_size == (3, 3)
+    x = image(1, 8, 9, 11)
+    torch.testing.assert_close(deploy(x), model(x), rtol=1e-10, atol=1e-10)
 
 
 def test_mmyolos_alpha_counts_as_its_forward_takes_it():

@@ -133,32 +133,11 @@ def check_refusals(mmyolo, mmpose):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        model = nn.ModuleDict(dict(good=mmyolo.layers.RepVGGBlock(8, 8), other=OtherForward(8, 8)))
-        deploy = whole_model_convert(model)
+    model = nn.ModuleDict(dict(good=mmyolo.layers.RepVGGBlock(8, 8), other=OtherForward(8, 8)))
+    model = randomise_norms(model).double().eval()
+    deploy = whole_model_convert(model)
     assert isinstance(deploy['other'], OtherForward) and isinstance(deploy['good'], FusedBlock)
-    assert len(caught) == 1 and 'other (__main__.' in str(caught[0].message)
-
-
-@torch.no_grad()
-def main():
-    libraries = import_libraries()
-    check_own_deploy_forms(*libraries)
-    check_refusals(*libraries)
-    errors = {}
-    for name, block in blocks(*libraries):
-        torch.manual_seed(0)
-        errors.update(errors_of(name, Behind(block)))
-    torch.manual_seed(0)
-    for name, model in models(*libraries):
-        for module in model.modules():
-            if isinstance(getattr(module, 'alpha', None), nn.Parameter):
-                module.alpha.data.uniform_(-1, 1)
-        errors.update(errors_of(name, model, settle=name == AMPLIFYING,
-                                mentioned=['head.dcc ('] if name == 'mmpose RTMO' else ()))
-    Path(sys.argv[1]).write_text(json.dumps(errors))
-
-
-if __name__ == '__main__':
-    main()
+    assert hasattr(deploy['other'], 'rbr_reparam')  # by the block's own method, which was seen to be right
+    x = image(1, 8, 9, 9)
+    for name in model:
+        assert relative_error(model[name](x), deploy[name](x)) < 1e-10, name
