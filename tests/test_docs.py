@@ -183,7 +183,7 @@ def known_flags() -> set[str]:
 
 def test_every_tool_and_benchmark_is_known_here():
     scripts = {path.stem for folder in ('tools', 'benchmarks') for path in (ROOT / folder).glob('*.py')}
-    assert scripts == {*LEAST, *WITHOUT_ARGUMENTS, *OF_FOLDERS, 'pspnet_r50', 'pspnet_r101'}
+    assert scripts == {*LEAST, *WITHOUT_ARGUMENTS, *OF_FOLDERS, 'pspnet_r50', 'pspnet_r101', 'every_model'}
 
 
 @pytest.mark.parametrize('page', TEXTS)

@@ -8,14 +8,13 @@ make the same ones can be compared to the last digit.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 RANKING = ('topk', 'sort', 'max', 'min')  # give values and their indices along a dimension
-Choice = tuple[OpOverload, Tensor]
+Choice = tuple[Callable, Tensor]
 
 
 class RecordedChoices(TorchDispatchMode):
@@ -67,7 +66,7 @@ class ImposedChoices(TorchDispatchMode):
         return _ranked(args[0], choice, _dim_of(function, args, kwargs)), choice
 
 
-def _choice_in(function: OpOverload, result: object) -> Tensor | None:
+def _choice_in(function: Callable, result: object) -> Tensor | None:
     """The integers or truth values that an operation gave.
 
     None if it gave others, or a view of what it was given, or was given nothing: a buffer of bytes is no choice.
@@ -98,7 +97,7 @@ def _ranked(source: Tensor, choice: Tensor, dim: int) -> Tensor:
     return source.gather(dim, choice)
 
 
-def _dim_of(function: OpOverload, args: tuple, kwargs: dict) -> int:
+def _dim_of(function: Callable, args: tuple, kwargs: dict) -> int:
     """The argument `dim` of a call."""
     names = [argument.name for argument in function._schema.arguments]
     place = names.index('dim')

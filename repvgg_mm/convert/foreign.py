@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..block import check_norm, fused_conv, scale_shift
 from ..errors import UserError
 from ..fusion import LinearBranch, fuse_sum
-from .own_methods import fused_by_own_methods
+from .own_methods import fused_by_own_methods, replace_modules
 
 
 class Branch(NamedTuple):
@@ -99,10 +99,7 @@ def replace_foreign_blocks(model: nn.Module) -> tuple[nn.Module, list[str]]:
     fused |= others
     names += named
 
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # a shared child under each of its names
-            if child in fused:
-                setattr(parent, name, fused[child])
+    replace_modules(model, fused)
     return fused.get(model, model), names
 
 

@@ -7,7 +7,7 @@ the block computes. Then it is called on another copy, in float64 too; the block
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,14 @@ def fused_by_own_methods(
     return fused, names
 
 
+def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put other modules into the places of those inside `model`; a shared one is replaced under each of its names."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+
+
 def method_of(module: nn.Module) -> str | None:
     """The name of a block's method that promises to fuse it."""
     return next((name for name in METHODS if callable(getattr(module, name, None))), None)
@@ -77,10 +85,7 @@ def _fused_alone(block: nn.Module) -> nn.Module | None:
     stored = next(block.parameters())
     result.to(stored.device, stored.dtype)
     inner, _ = fused_by_own_methods(result, ())
-    for parent in list(result.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in inner:
-                setattr(parent, name, inner[child])
+    replace_modules(result, inner)
     return result.train(block.training)
 
 

@@ -9,8 +9,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch._C import DisableTorchFunction
 from torch.overrides import TorchFunctionMode
+
+FLOAT32 = torch.empty(0, dtype=torch.float32)
 
 
 @contextmanager
@@ -90,8 +91,7 @@ class _InFloat32:
 
 def _single(argument: object) -> object:
     if isinstance(argument, Tensor) and argument.dtype == torch.float64:
-        with DisableTorchFunction():  # else float32 means float64 here
-            return argument.float()
+        return argument.type_as(FLOAT32.to(argument.device))  # in words that mean float32 here, too
     return argument
 
 

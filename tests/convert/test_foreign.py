@@ -16,7 +16,6 @@ from repvgg_mm import Branch, FusedBlock, Parts, RepVGGBlock, UserError, fusible
 from repvgg_mm.convert.foreign import READERS
 from repvgg_mm.demo.shapes import make_shapes
 
-
 TIMM = [  # the smallest of each family with a fusing method; all of them: tests/programs/timm_fusing.py without names
     'fastvit_t8', 'repvit_m0_9', 'efficientvit_m0', 'shvit_s1', 'tiny_vit_5m_224', 'levit_128s', 'nextvit_small',
     'efficientvim_m1', 'iformer_t', 'lcnetv2_small', 'mobileone_s0', 'repvgg_a0', 'repghostnet_050', 'ghostnetv3_050']

@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import image, pspnet, pspnet_config, randomise_norms
 from mmengine.config import Config
+from tool_runs import run_tool
 from torch import nn
 
 from repvgg_mm import UserError, whole_model_convert
@@ -107,3 +108,19 @@ def test_whatever_a_model_raises_is_a_sentence(monkeypatch, error):
     monkeypatch.setattr(model, 'extract_feat', fails)
     with pytest.raises(UserError, match=r"input of \(64, 64\), and the model cannot take it: .*too small.*--shape H W"):
         prove(model, deploy, X)
+
+
+def test_models_that_do_not_run_without_data_are_proven_all_the_same():
+    """Each in another of `WAYS`."""
+    models = ['condinst/', 'conditional_detr/', 'panoptic_fpn/', 'decoupled-solo_r50_fpn_1x', 'cascade_rcnn/cascade-rcnn']
+    done = run_tool('benchmarks/every_model.py', '--toolbox', 'mmdet', '--no-export', '--only', *models)
+    found = [row for row in done.stdout.splitlines() if 'mmdet: ' in row]
+    rows = {row.split('/')[0].removeprefix('| mmdet: '): row for row in found}
+    assert set(rows) == {'condinst', 'conditional_detr', 'panoptic_fpn', 'solo', 'cascade_rcnn'}
+    assert '| predictions and the outputs of heads' in rows['condinst']
+    assert '| raw outputs, with made-up data samples |' in rows['conditional_detr']
+    assert '| semantic_head |' in rows['panoptic_fpn']
+    for row in rows.values():
+        _, _, _, float32, float64, _, failed, _ = (cell.strip() for cell in row.split('|'))
+        assert not failed and float(float64) < 1e-10 and float(float32) < 1e-3, row
+    assert 'stack trace' not in done.stdout

@@ -141,3 +141,26 @@ def check_refusals(mmyolo, mmpose):
     x = image(1, 8, 9, 9)
     for name in model:
         assert relative_error(model[name](x), deploy[name](x)) < 1e-10, name
+
+
+@torch.no_grad()
+def main():
+    libraries = import_libraries()
+    check_own_deploy_forms(*libraries)
+    check_refusals(*libraries)
+    errors = {}
+    for name, block in blocks(*libraries):
+        torch.manual_seed(0)
+        errors.update(errors_of(name, Behind(block)))
+    torch.manual_seed(0)
+    for name, model in models(*libraries):
+        for module in model.modules():
+            if isinstance(getattr(module, 'alpha', None), nn.Parameter):
+                module.alpha.data.uniform_(-1, 1)
+        errors.update(errors_of(name, model, settle=name == AMPLIFYING,
+                                mentioned=['head.dcc ('] if name == 'mmpose RTMO' else ()))
+    Path(sys.argv[1]).write_text(json.dumps(errors))
+
+
+if __name__ == '__main__':
+    main()
