@@ -17,6 +17,8 @@ from .errors import UserError
 from .registry import register
 from .stages import Stages
 
+OTHER_NETWORKS = ('open-mmlab', 'torchvision', 'mmcls')  # hubs of weights for other backbones
+
 
 @register
 class RepVGG(Stages, BaseModule):
@@ -150,6 +152,11 @@ def _initialisation(pretrained: str | None, init_cfg: Mapping | list | None) -> 
         raise UserError(
             f'Weights come from pretrained or from init_cfg, got {pretrained!r} and {init_cfg}. '
             'Remove one of the two.')
+    scheme, _, name = str(pretrained).partition('://')
+    if scheme in OTHER_NETWORKS and 'repvgg' not in name.lower():
+        raise UserError(
+            f'RepVGG starts from weights of a RepVGG, and pretrained={pretrained!r} names another network, as a base '
+            'config for ResNet hands it down. Set model.pretrained=None, or name a file of RepVGG weights.')
     return dict(type='Pretrained', checkpoint=pretrained)
 
 

@@ -184,6 +184,18 @@ def _stage(name: str) -> str:
     return name.split('.')[0]
 
 
+def check_whole(own: Mapping, checkpoint: Mapping) -> None:
+    """Raise UserError if a whole model is given the weights of a bare RepVGG: none are `own`, its backbone's."""
+    if own:
+        return
+    found = to_native(checkpoint)
+    if found.tensors:
+        raise UserError(
+            f'A whole model loads the weights of all its parts, and these are {len(found.tensors)} tensors of a bare '
+            f'RepVGG ({found.layout} layout). Start a training from them with backbone.init_cfg=dict('
+            "type='Pretrained', checkpoint=...); what is converted is a checkpoint that a training has written.")
+
+
 def _described(differences: Mapping[str, list[str]]) -> str:
     counts = [listed(what.replace('_', ' '), names) for what, names in differences.items()]
     return ', '.join(counts)
@@ -193,6 +205,11 @@ def _likeness_and_advice(found: Weights, arch: Arch) -> tuple[str, str]:
     """What the weights look like, and what to do about it."""
     guess, model = guess_arch(found.tensors), name_of(arch)
     partial = 'to load only what fits, set backbone.partial_load=True.'
+    if not found.tensors and not found.others:
+        return (
+            "No name here begins as this backbone's do",
+            "Weights of a bare backbone belong into backbone.init_cfg=dict(type='Pretrained', checkpoint=...), those "
+            'of a whole model into load_from.')
     if not found.tensors:
         others = listed('other names', found.others)
         return (

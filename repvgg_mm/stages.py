@@ -82,6 +82,11 @@ class Stages(nn.Module):
         return all(module.deploy for module in self.modules() if isinstance(module, RepVGGBlock))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # N, in_channels, H, W
+        if x.dim() != 4:
+            raise UserError(
+                f'Images are (N, channels, height, width), got {tuple(x.shape)}. Give a single image as a batch of '
+                'one, frames of a video as images: (N, T, C, H, W) becomes (N * T, C, H, W).')
+
         contiguous = x.is_contiguous() and next(self.stem.parameters()).is_contiguous()
         x = self.stem(x)
         features = []

@@ -314,6 +314,13 @@ def test_pretrained_and_init_cfg_exclude_each_other():
         RepVGG(TINY, pretrained='a.pth', init_cfg=dict(type='Kaiming', layer='Conv2d'))
 
 
+@pytest.mark.parametrize('name', ['open-mmlab://resnet50_v1c', 'torchvision://resnet50'])
+def test_weights_of_another_network_that_a_base_config_hands_down(name):
+    with pytest.raises(UserError, match=rf"weights of a RepVGG, and pretrained='{name}' names another .*=None"):
+        MODELS.build(ConfigDict(pspnet_config(), pretrained=name))
+    assert RepVGG(TINY, pretrained='mmcls://repvgg_a0').init_cfg['checkpoint'] == 'mmcls://repvgg_a0'
+
+
 def test_segmentor_hands_pretrained_to_the_backbone():
     config = ConfigDict(pspnet_config(), pretrained='a.pth')
     assert MODELS.build(config).backbone.init_cfg == dict(type='Pretrained', checkpoint='a.pth')

@@ -66,3 +66,9 @@ def test_negative_indices_count_from_the_last_stage():
 
 def test_the_fast_variant_dilates_five_layers():
     assert fast_dilations('B2') == (1, 1, (1,) * 12 + (2,) * 4, 4)
+
+
+@pytest.mark.parametrize('shape', [(3, 32, 32), (1, 3, 4, 32, 32), (1, 4, 3, 32, 32)])
+def test_an_input_that_is_no_batch_of_images(shape):
+    with pytest.raises(UserError, match=r'Images are \(N, channels, height, width\), got .*frames of a video'):
+        backbone(TINY)(torch.zeros(shape))

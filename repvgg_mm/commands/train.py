@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from mmengine.config import Config
+
+from ..deploy.checkpoint import PAIR
+from ..errors import UserError
 from ..openmmlab.amp import use_amp
 from ..openmmlab.resume import explained_resuming, resume_from, resume_latest
 from ..openmmlab.runner import build_runner
@@ -19,6 +23,7 @@ def run(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace, screen: Screen) -> None:
     """Build the Runner of a config and let it train."""
     cfg = load_config(args)
+    _check_form(cfg, args)
     screen.work_dir = cfg.work_dir
     if args.resume:
         latest = resume_latest(cfg, trust=args.trust_checkpoint)
@@ -33,3 +38,12 @@ def train(args: argparse.Namespace, screen: Screen) -> None:
         runner.register_hook(ProgressHook(screen))
     with explained_resuming(cfg.get('load_from')):
         runner.train()
+
+
+def _check_form(cfg: Config, args: argparse.Namespace) -> None:
+    """Raise UserError if a deploy.py is to be trained from nothing."""
+    if cfg.get(PAIR) and not (args.resume or cfg.get('load_from')):
+        raise UserError(
+            f'The training form is trained, and {args.config} describes a deploy form, which would start here from '
+            'random weights. Give the config that it was converted from; to go on with the deploy form itself, add '
+            '--cfg-options load_from=deploy.pth.')

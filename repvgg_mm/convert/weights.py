@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..pretrained import check_kinds, listed, unwrap
+from ..pretrained import check_kinds, check_whole, listed, unwrap
 from ..stages import Stages
 
 WRAPPER_PREFIXES = ('module.', '_orig_mod.')  # of DDP, of torch.compile
@@ -87,6 +87,8 @@ def _fit_backbones(model: nn.Module, state_dict: dict[str, Tensor], prefix: str)
             else:
                 others[name] = tensor
 
+        if place:
+            check_whole(own, state_dict)
         fitted = backbone.fit(own).tensors
         state_dict = others | {place + name: tensor for name, tensor in fitted.items()}
     return state_dict

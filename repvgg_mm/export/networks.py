@@ -166,7 +166,7 @@ def _check_head(model: nn.Module) -> bool:
     owner = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
     if isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead):
         inherited = [getattr(type(head), name) is getattr(owner, name) for name in PREDICTION]
-        custom = getattr(head.loss_cls, 'custom_cls_channels', False)
+        custom = getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
         if all(inherited) and not custom:
             return owner is GFLHead
 

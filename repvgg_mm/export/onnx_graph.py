@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..convert.foreign import FusedBlock
 from ..engine.engine import optional
 from ..errors import UserError, reason
+from ..pretrained import listed
 from ..stages import Stages
 
+NO_DATA = 'data is not allocated yet'  # in torch's message where an operation reads values while it is traced
 SCOPES = 'pkg.torch.onnx.name_scopes'  # where torch's exporter notes the modules that a node comes from
 
 
@@ -45,11 +47,26 @@ def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic:
                 program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs))
             return exported.model_proto
         except Exception as error:  # of torch's exporter, and whatever a model raises
-            cause = reason(error.__cause__ or error)
+            cause = _cause(error, network)
             advice = 'Export without --dynamic, or use' if dynamic else 'Use'
             raise UserError(
                 f"Exporting writes the model in ONNX's operators, and torch cannot ({cause}). "
                 f'{advice} a head that torch.onnx can export.') from None
+
+
+def _cause(error: Exception, network: nn.Module) -> str:
+    """What torch says; where that is about a tensor without data, the compiled operations of mmcv in the network."""
+    cause = reason(error.__cause__ or error)
+    if NO_DATA not in cause:
+        return cause
+
+    compiled = []
+    for name, module in network.named_modules():
+        if type(module).__module__.startswith('mmcv.ops.'):
+            compiled.append(f'{name.removeprefix("model.")} ({type(module).__name__})')
+    if not compiled:
+        return cause
+    return f'it cannot see into the compiled operations of mmcv: {listed("modules", compiled)}'
 
 
 def count_convolutions(network: nn.Module, inputs: Tensor) -> int:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import Runner
 
 from ..errors import UserError, first_line
 from .config import config_dicts
@@ -44,6 +46,30 @@ def check_dataset(cfg: Config, split: str) -> None:
             f'{dataset.get("type")} reads {" and ".join(content)} in the folder {root}, where '
             f'{" and ".join(missing)} {verb} missing: put the dataset there or set '
             f'{split}_dataloader.dataset.data_root (docs/train.md, section "Datasets").')
+
+
+class ClassesHook(Hook):
+    """Says before the first step that a head has fewer classes than the data set, instead of failing at a label.
+
+    Raises:
+        UserError: such a head, named.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        dataset = runner.train_dataloader.dataset
+        classes = getattr(dataset, 'metainfo', {}).get('classes')
+        if not isinstance(classes, (list, tuple)):
+            return
+
+        for name, module in runner.model.named_modules():
+            count = getattr(module, 'num_classes', None)
+            last = name.rpartition('.')[2]
+            predicts = last.endswith('head') or last.isdigit()
+            if predicts and last != 'rpn_head' and isinstance(count, int) and 1 < count < len(classes):
+                raise UserError(
+                    f'A head predicts every class of its data set, and {type(dataset).__name__} has {len(classes)} '
+                    f'({", ".join(map(str, classes[:3]))}, ...) where model.{name}.num_classes is {count}. Set '
+                    f'num_classes={len(classes)} in every head.')
 
 
 def validation_set(cfg: Config) -> BaseDataset:

@@ -14,10 +14,10 @@ from mmengine.runner import Runner
 
 from ..environment import check_torchvision
 from .config import explained
-from .data import check_dataset
+from .data import ClassesHook, check_dataset
 from .model import check_widths, replace_sync_bn
 from .resume import IgnoreSavedConfigHook, SeedEachStepHook
-from .work_dir import AtomicLocalBackend, OwnWorkDirHook
+from .work_dir import AtomicLocalBackend, OwnWorkDirHook, check_work_dir
 
 
 def build_runner(cfg: Config, *splits: str) -> Runner:
@@ -32,11 +32,12 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     Raises:
         UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
             says it is, the config names a part or an option that there is not or channels of another backbone,
-            torchvision does not fit torch, or another training writes to the work dir.
+            torchvision does not fit torch, the work dir cannot be written to, or another training writes to it.
     """
     check_torchvision()
     for split in splits:
         check_dataset(cfg, split)
+    check_work_dir(Path(cfg.work_dir))
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _init_dist_on_cpu(cfg)
 
@@ -48,6 +49,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
 
     if 'train' in splits:
         runner.register_hook(OwnWorkDirHook(Path(runner.work_dir)))
+        runner.register_hook(ClassesHook())
         runner.register_hook(SeedEachStepHook())
         runner.register_hook(IgnoreSavedConfigHook())
     return runner

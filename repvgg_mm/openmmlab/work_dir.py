@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -20,6 +21,18 @@ HALF_WRITTEN = re.compile(r'\.(.+\.pth|last_checkpoint)\.\w{8}')  # what `atomic
 OUTDATED = '.{}.is_outdated'  # beside a checkpoint that is removed once the next one is there
 BEST = 'best_ckpt'         # of MMEngine's message hub: best_ckpt, or best_ckpt_METRIC for each of several
 STEPS_KEPT = 'keep_ckpt_ids'
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Raise UserError if no file can be made in a folder, which is made if there is none."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'A run writes its log and checkpoints to --work-dir, and {work_dir} cannot be written to '
+            f'({error.strerror}). Choose another folder.') from None
 
 
 def claim(work_dir: Path) -> BaseFileLock:

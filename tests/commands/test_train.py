@@ -51,3 +51,26 @@ def test_absent_config_and_base_config(tmp_path):
 def test_resume_without_checkpoint(shapes, tmp_path):
     result = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, '--resume', check=False)
     assert_refused(result, 'goes on from a checkpoint')
+
+
+def test_a_deploy_form_from_nothing(shapes, tmp_path):
+    cfg = Config.fromfile(CONFIG)
+    cfg.deploy_pair = 'of a conversion'
+    cfg.dump(tmp_path / 'deploy.py')
+    options = ['--work-dir', tmp_path / 'work', '--cfg-options', *small_data(shapes), *iterations(2)]
+    result = run_tool('tools/train.py', tmp_path / 'deploy.py', *options, check=False)
+    assert_refused(result, 'The training form is trained, and', 'load_from=deploy.pth')
+    assert not (tmp_path / 'work').exists()
+
+
+def test_fewer_classes_than_the_data_have(shapes, tmp_path):
+    result = run_tool('tools/train.py', CONFIG, '--work-dir', tmp_path, '--cfg-options', *small_data(shapes),
+                      *iterations(2), 'model.decode_head.num_classes=3', check=False)
+    assert_refused(result, 'has 6 (background, disk, ring, ...) where model.decode_head.num_classes is 3')
+    assert 'step 1' not in result.stdout
+
+
+def test_a_work_dir_that_cannot_be_written_to(shapes):
+    result = run_tool('tools/train.py', CONFIG, '--work-dir', '/proc/work', '--cfg-options', *small_data(shapes),
+                      *iterations(2), check=False)
+    assert_refused(result, '/proc/work cannot be written to', 'Choose another folder')

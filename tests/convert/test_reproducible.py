@@ -15,9 +15,18 @@ def test_random_numbers_are_the_same_and_those_outside_go_on():
     torch.manual_seed(3)
     with running_in(torch.float32):
         first = torch.rand(2)
-    with running_in(torch.float32):
+    torch.testing.assert_close(torch.rand(4), expected, rtol=0, atol=0)
+    with running_in(torch.float32):  # after other numbers
         second = torch.rand(2)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_numbers_outside_go_on_after_float64_too():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with running_in(torch.float64):
+        torch.rand(7)
     torch.testing.assert_close(torch.rand(4), expected, rtol=0, atol=0)
 
 

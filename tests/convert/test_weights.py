@@ -59,9 +59,9 @@ def without(model: nn.Module, *prefixes: str) -> dict[str, torch.Tensor]:
     (lambda: backbone(), lambda: backbone(TINY_SE).state_dict(), r'0 missing, \d+ unexpected \(stem\.se_layer'),
     (lambda: backbone(TINY_SE), lambda: backbone().state_dict(), r'\d+ missing \(stem\.se_layer'),
     (lambda: backbone(), lambda: backbone(dict(TINY, depths=(1, 1, 4, 1))).state_dict(), r'missing \(stage_2\.1\.'),
-    (lambda: pspnet(), lambda: without(pspnet(), 'backbone.'), r'No name here .*0 other names\).*missing \(stem\.'),
+    (lambda: pspnet(), lambda: without(pspnet(), 'backbone.'), r'No name here begins as .*missing \(stem\.'),
     (lambda: pspnet(), lambda: without(pspnet(), 'decode_head.', 'auxiliary_head.'), r'\d+ missing \(decode_head\.'),
-    (lambda: pspnet(), lambda: backbone().state_dict(), r': 0 of \d+ .*bare backbone belong into backbone'),
+    (lambda: pspnet(), lambda: backbone().state_dict(), r': A whole model loads .* bare RepVGG \(native'),
     (lambda: backbone(), lambda: whole_model_convert(backbone()).state_dict(), r'in deploy form: their branches were'),
     (lambda: pspnet(), lambda: whole_model_convert(pspnet()).state_dict(), r'file: .* needs weights in training form'),
 ], ids=['width', 'se in file', 'se in model', 'depth', 'no backbone', 'no head', 'backbone alone',
@@ -132,3 +132,16 @@ def test_loading_into_a_model_whose_names_all_start_with_module():
         source.module.stem.branch_3x3.conv.weight.zero_()
     load_strictly(target, source.state_dict(), 'file')
     assert_same_state(target, snapshot(source))
+
+
+@pytest.mark.parametrize('layout', ['native', 'official', 'timm'])
+def test_a_bare_backbone_for_a_whole_model(layout):
+    model = pspnet()
+    weights = backbone(TINY).state_dict()
+    weights = weights if layout == 'native' else from_native(weights, layout)
+    before = snapshot(model)
+    with pytest.raises(UserError, match=rf'file: A whole model loads .* bare RepVGG \({layout} layout\)\. Start'):
+        load_strictly(model, weights, 'file')
+    assert_same_state(model, before)
+    with pytest.raises(UserError, match=r"No name here begins as this backbone's do.*belong into backbone\.init_cfg"):
+        model.load_state_dict(weights)

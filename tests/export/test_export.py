@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectors import assert_same_detections, detector, predict
+from detectors import assert_same_detections, detector, detector_config, predict
 from engines import RESIZED, Trained, description, quiet, trained_segmentor
-from helpers import pspnet_config, retinanet_config, segment
+from helpers import TINY, pspnet_config, randomise_norms, retinanet_config, segment
 from mmengine.config import Config
-from tool_runs import assert_refused, iterations, run_tool, small_data, syncbn_config
+from tool_runs import ROOT, assert_refused, iterations, run_tool, small_data, syncbn_config
 
 from repvgg_mm import UserError, load_strictly, read_checkpoint, whole_model_convert
 from repvgg_mm.convert import compare
@@ -31,6 +31,7 @@ from repvgg_mm.export.export import Prepared, check_errors, compare_engine, expo
 from repvgg_mm.export.target import Target
 from repvgg_mm.files import atomic
 from repvgg_mm.files import checkpoint as checkpoint_files
+from repvgg_mm.openmmlab.config import import_toolbox, read_config
 from repvgg_mm.openmmlab.model import build_model
 
 pytestmark = pytest.mark.stack
@@ -128,6 +129,24 @@ def test_detectors_equal_mmdet_after_nms(options, tmp_path):
     outputs = Engine(exported.path)(batch)
     found, = detect(outputs, exported.description, target.shape, (135, 203))
     assert_same_detections(found, predict(model, image), pixels=1e-5 * 203)  # a tenth of what an export may differ by
+
+
+@pytest.mark.parametrize('head', ['RTMDet', 'RetinaSepBN'])
+def test_convolutions_that_levels_share_with_a_norm_of_their_own_each(head, tmp_path):
+    """Their norms cannot be folded into the one convolution; the exported graph keeps them where they belong."""
+    if head == 'RTMDet':
+        cfg = read_config(ROOT / 'configs/rtmdet_repvgg_a2_coco.py')
+        cfg.model.backbone.arch = TINY
+        cfg.model.neck.in_channels = [16, 32, 64]
+    else:
+        cfg = detector_config('RetinaNet')
+        cfg.model.bbox_head.update(type='RetinaSepBNHead', num_ins=5, norm_cfg=dict(type='BN'))
+    import_toolbox(cfg)
+    torch.manual_seed(0)
+    torch.save(randomise_norms(build_model(cfg)).state_dict(), tmp_path / 'trained.pth')
+    done = export(cfg, Checkpoint.read(tmp_path / 'trained.pth'), tmp_path / 'engine', Target(shape=(96, 128)))
+    assert max(done.description.compared[0].errors.values()) < 1e-5
+    assert done.description.graph.get('BatchNormalization', 0) > 0
 
 
 def test_bfloat16(segmentor_cfg, segmentor_checkpoint, logits_of, tmp_path):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import colorsys
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope, init_default_scope
 from tool_runs import CONFIG, ROOT
+from torch import nn
 
 from repvgg_mm import UserError
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.openmmlab.config import import_toolbox, read_config
 from repvgg_mm.openmmlab.data import (
+    ClassesHook,
     check_dataset,
     complete_test_set,
     innermost_dataset,
@@ -146,3 +149,28 @@ def test_colours_are_the_palettes_and_then_made_up():
         distance = abs(first - second)
         assert min(distance, 1 - distance) == pytest.approx(0.382, abs=0.01)  # neighbours differ
     assert len(set(found)) == 12
+
+
+class Runner:
+    """What ClassesHook asks of a runner: the data set of a loader, and a model."""
+
+    def __init__(self, classes: object, **counts: int) -> None:
+        dataset = SimpleNamespace(metainfo=dict(classes=classes))
+        self.train_dataloader = SimpleNamespace(dataset=dataset)
+        self.model = nn.Module()
+        for name, count in counts.items():
+            self.model.add_module(name, nn.Module())
+            self.model.get_submodule(name).num_classes = count
+
+
+@pytest.mark.parametrize('name', ['decode_head', 'auxiliary_head', 'bbox_head', 'mask_head'])
+def test_a_head_with_fewer_classes_is_named(name):
+    with pytest.raises(UserError, match=rf'has 5 \(a, b, c, \.\.\.\) where model\.{name}\.num_classes is 3\. Set'):
+        ClassesHook().before_train(Runner(tuple('abcde'), backbone=2, **{name: 3}))
+
+
+@pytest.mark.parametrize('runner', [
+    Runner(tuple('abcde'), decode_head=5), Runner(tuple('abcde'), decode_head=7), Runner(tuple('abcde'), rpn_head=1),
+    Runner(tuple('ab'), decode_head=1), Runner(None, decode_head=3), Runner('abcde', decode_head=3)])
+def test_other_heads_and_data_sets_are_no_concern(runner):
+    ClassesHook().before_train(runner)
