@@ -36,6 +36,42 @@ def test_a_model_has_no_error_against_itself():
     assert compare_models(model, model, X) == {f'output[{i}]': 0. for i in range(4)}
 
 
+class Siamese(nn.Module):
+    """One backbone called twice, as change detection does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = backbone()
+        self.head = nn.ConvTranspose2d(64, 2, 4, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.backbone(x)[3] - self.backbone(x.flip(3))[3])
+
+
+class RGBD(nn.Module):
+    """Two backbones that take other channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colour, self.depth = backbone(), backbone(in_channels=1)
+
+    def forward(self, image, depth):
+        return [a + b for a, b in zip(self.colour(image), self.depth(depth))]
+
+
+def test_every_call_of_a_backbone_is_compared():
+    model = Siamese().double().eval()
+    errors = compare_models(model, whole_model_convert(model), X)
+    assert list(errors) == [f'backbone{call}[{i}]' for call in ('', '#2') for i in range(4)] + ['output']
+    assert errors.worst <= 1e-10
+
+
+def test_two_backbones_of_other_inputs():
+    model = RGBD().double().eval()
+    errors = compare_models(model, whole_model_convert(model), X, X[:, :1])
+    assert len(errors) == 12 and errors.worst <= 1e-10
+
+
 @pytest.mark.parametrize('where', ['weight', 'bias'])
 @pytest.mark.parametrize('layer, unaffected', [('stem', 0), ('stage_2.1', 1), ('stage_4.0', 3)])
 def test_a_perturbed_kernel_is_found(where, layer, unaffected):
