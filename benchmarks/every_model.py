@@ -182,6 +182,8 @@ def replace_backbone(holder: dict) -> None:
     neck = holder.get('neck')
     if neck:
         set_channels(neck[0] if isinstance(neck, list) else neck, widths, channels)
+        if 'SSD' in str(holder.get('bbox_head', {}).get('type')):
+            holder.bbox_head.in_channels = list(neck.out_channels)
         return
     for key, part in holder.items():
         if key.endswith('head') and part:
@@ -232,6 +234,8 @@ def set_channels(part: dict, widths: list[int], channels: list[int]) -> None:
             part['in_channels'] = [by_value.get(one, one) for one in found]
     elif isinstance(found, int):
         part['in_channels'] = channels[index if isinstance(index, int) else -1]
+    if part.get('type') == 'SSDNeck':  # its first maps are the backbone's own
+        part['out_channels'] = [*channels, *part['out_channels'][len(channels):]]
     for key in ('c1_in_channels', 'low_level_channels', 'high_channels', 'low_channels'):
         if part.get(key) in by_value:
             part[key] = by_value[part[key]]

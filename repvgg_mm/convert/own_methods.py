@@ -79,11 +79,10 @@ def _fused_alone(block: nn.Module) -> nn.Module | None:
             if _size(after) >= _size(before) or not _compute_the_same(before, after):
                 return None
             result = _call(copy.deepcopy(block).double().eval())
+        result.to(next(block.parameters()).dtype)
     except Exception:  # whatever another library raises
         return None
 
-    stored = next(block.parameters())
-    result.to(stored.device, stored.dtype)
     inner, _ = fused_by_own_methods(result, ())
     replace_modules(result, inner)
     return result.train(block.training)

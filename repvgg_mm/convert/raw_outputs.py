@@ -100,12 +100,17 @@ def way_of(model: nn.Module, *inputs: Tensor) -> str:
 
 
 def _another_way_helps(error: Exception, way: str) -> bool:
-    """Whether a model may run in one of the next WAYS after `error` in this one."""
-    unsupported = isinstance(error, ImportError) or NO_KERNEL in str(error)
+    """Whether a model may run in one of the next WAYS after `error` in this one.
+
+    A RuntimeError in the first way is about the input, and every other way would have it too. A model that is not
+    trained may predict boxes from which its own next stage cannot go on.
+    """
     *_, last_but_one, last = WAYS
-    if way == last:
+    if isinstance(error, ImportError) or NO_KERNEL in str(error):
+        return way != last
+    if way in (last_but_one, last):
         return False
-    return unsupported or (isinstance(error, CANNOT) and way != last_but_one)
+    return way != FREE_OF_DATA or isinstance(error, CANNOT)
 
 
 def is_two_stage(model: nn.Module) -> bool:

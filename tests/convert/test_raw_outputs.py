@@ -7,8 +7,9 @@ import torch
 from helpers import image, pspnet, two_stage
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
+from torch import nn
 
-from repvgg_mm.convert.raw_outputs import fixed_proposals, is_two_stage, raw_outputs
+from repvgg_mm.convert.raw_outputs import WAYS, fixed_proposals, is_two_stage, raw_outputs, way_of
 
 
 def test_other_models_are_called_as_they_are():
@@ -53,3 +54,46 @@ def test_proposals_are_boxes_in_the_image_of_every_size(height, width):
         assert size.min() >= 0.031 and size.min() < 0.04 and size.max() > 0.9
         assert start.min() < 0.02 * side and end.max() > 0.98 * side
     torch.testing.assert_close(fixed_proposals(1000, height, width)[:, 0], x1, rtol=0, atol=0)
+
+
+class Model(nn.Module):
+    """Raises what it is told in each way."""
+
+    def __init__(self, **raised: Exception) -> None:
+        super().__init__()
+        self.raised = raised
+
+    def forward(self, images, samples=None, mode='tensor'):
+        return self.answer('plain' if samples is None else mode)
+
+    def extract_feat(self, images):
+        return self.answer('features')
+
+    def backbone(self, images):
+        return self.answer('backbone')
+
+    def answer(self, way):
+        if way in self.raised:
+            raise self.raised[way]
+        return [torch.zeros(1)]
+
+
+NO_OPERATION = RuntimeError('carafe_forward_impl: implementation for device cpu not found.')
+
+
+@pytest.mark.parametrize('number, raised', [
+    (0, {}), (1, dict(plain=TypeError())), (1, dict(plain=NO_OPERATION)),
+    (2, dict(plain=AssertionError(), tensor=KeyError())), (2, dict(plain=ImportError(), tensor=RuntimeError('boxes'))),
+    (3, dict(plain=TypeError(), tensor=TypeError(), predict=RuntimeError('boxes'))),
+    (4, dict(plain=NO_OPERATION, tensor=NO_OPERATION, predict=NO_OPERATION, features=NO_OPERATION))])
+def test_the_first_way_in_which_a_model_runs(number, raised):
+    assert way_of(Model(**raised), image()) == list(WAYS)[number]
+
+
+@pytest.mark.parametrize('raised', [
+    dict(plain=RuntimeError('too small')),
+    dict(plain=TypeError(), tensor=TypeError(), predict=TypeError(), features=RuntimeError('too small')),
+    dict(plain=TypeError(), tensor=TypeError(), predict=TypeError(), features=AssertionError('too small'))])
+def test_what_no_other_way_would_help_is_raised(raised):
+    with pytest.raises((RuntimeError, AssertionError), match='too small'):
+        way_of(Model(**raised), image())
