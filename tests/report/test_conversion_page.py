@@ -10,6 +10,7 @@ from mmengine.config import Config
 from reports import HOSTILE, config_of, read, write_checkpoint_of, write_config
 from tool_runs import run_tool, small_data
 
+from repvgg_mm.convert.compare import OutputErrors
 from repvgg_mm.convert.measure import Latency
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.deploy.checkpoint import Checkpoint
@@ -78,7 +79,7 @@ def test_names_do_not_become_markup(converted):
     hostile = replace(
         conversion,
         meta=dict(conversion.meta, source=HOSTILE),
-        errors={**conversion.errors, HOSTILE: 1e-7})
+        errors=OutputErrors({**conversion.errors, HOSTILE: 1e-7}))
     page = read(render(conversion_page(hostile, costs, cfg, HOSTILE)))
     assert page.text.count(HOSTILE) >= 3  # title, facts and the chart of errors
 
