@@ -128,7 +128,9 @@ def try_model(name: str, cfg: Config, shape: tuple[int, int], with_export: bool,
             part.pop('init_cfg', None)
             part.pop('pretrained', None)
         torch.manual_seed(0)
-        model = randomise_norms(build_model(cfg))
+        model = build_model(cfg)
+        model.init_weights()
+        randomise_norms(model)
         model.eval()
         if not any(isinstance(module, RepVGG) for module in model.modules()):
             raise ValueError('no RepVGG in it')
@@ -183,7 +185,7 @@ def replace_backbone(holder: dict) -> None:
     if neck:
         set_channels(neck[0] if isinstance(neck, list) else neck, widths, channels)
         if 'SSD' in str(holder.get('bbox_head', {}).get('type')):
-            holder.bbox_head.in_channels = list(neck.out_channels)
+            holder.bbox_head.in_channels = neck.out_channels
         return
     for key, part in holder.items():
         if key.endswith('head') and part:
@@ -235,7 +237,8 @@ def set_channels(part: dict, widths: list[int], channels: list[int]) -> None:
     elif isinstance(found, int):
         part['in_channels'] = channels[index if isinstance(index, int) else -1]
     if part.get('type') == 'SSDNeck':  # its first maps are the backbone's own
-        part['out_channels'] = [*channels, *part['out_channels'][len(channels):]]
+        part['out_channels'] = (*channels, *part['out_channels'][len(channels):])
+        part['in_channels'] = tuple(channels)
     for key in ('c1_in_channels', 'low_level_channels', 'high_channels', 'low_channels'):
         if part.get(key) in by_value:
             part[key] = by_value[part[key]]

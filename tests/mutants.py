@@ -74,7 +74,9 @@ MUTANTS = [
     Mutant('convert/own_methods.py', ' or not _compute_the_same(before, after)', '',
            'tests/convert/test_own_methods.py'),
     Mutant('deploy/proof.py', 'if not errors.worst <= EXACT:', 'if False:', 'tests/deploy/test_proof.py'),
-    Mutant('deploy/proof.py', 'if not converted <= TIMES_AS_FAR * own:', 'if False:', 'tests/deploy/test_proof.py'),
+    Mutant('deploy/proof.py', 'math.isfinite(own) and converted <= TIMES_AS_FAR * own', 'True',
+           'tests/deploy/test_proof.py'),
+    Mutant('deploy/proof.py', 'math.isfinite(own) and ', '', 'tests/deploy/test_proof.py'),
     Mutant('openmmlab/work_dir.py', 'if own:', 'if True:', 'tests/openmmlab/test_work_dir.py'),
     Mutant('deploy/checkpoint.py', 'own != cfg[PAIR]', 'False', 'tests/deploy/test_conversion.py'),
 ]

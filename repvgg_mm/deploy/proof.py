@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ def _prove_in_float64(trained: nn.Module, deploy: nn.Module, inputs: Tensor, dif
         raise UserError(
             f'{differs}in float64 they differ by {errors.worst:.1e}, which is no rounding. Look for NaN, infinite or '
             'huge values in the checkpoint, and report a fault of the fusing if there are none.')
-    if not converted <= TIMES_AS_FAR * own:
+    if not (math.isfinite(own) and converted <= TIMES_AS_FAR * own):
         raise UserError(
             f'{differs}in float64 both forms agree to {errors.worst:.1e}, so the blocks are fused right, but in '
             f'float32 the deploy form is {converted:.1e} away from that and the training form {own:.1e}. Use a later '

@@ -97,6 +97,15 @@ def test_a_value_that_is_not_finite_is_refused():
         prove(model, whole_model_convert(model), X)
 
 
+def test_values_beyond_float32_are_refused_though_float64_holds_them():
+    model = pspnet()
+    model.decode_head.conv_seg.weight.data *= 1e38
+    deploy = whole_model_convert(model)
+    assert not model.eval()(X).isfinite().all()
+    with pytest.raises(UserError, match=r'differs by inf on .* is inf away from that and the training form inf'):
+        prove(model, deploy, X)
+
+
 @pytest.mark.parametrize('error', [RuntimeError('too small'), AssertionError('too small'), KeyError('too small')])
 def test_whatever_a_model_raises_is_a_sentence(monkeypatch, error):
     def fails(*_: object) -> None:
