@@ -57,15 +57,17 @@ class ClassesHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         dataset = runner.train_dataloader.dataset
-        classes = getattr(dataset, 'metainfo', {}).get('classes')
-        if not isinstance(classes, (list, tuple)):
-            return
+        known = getattr(dataset, 'metainfo', {})
+        classes = known.get('classes')
+        if not isinstance(classes, (list, tuple)) or 'thing_classes' in known:
+            return  # of a panoptic data set a head of boxes predicts the things alone
 
         for name, module in runner.model.named_modules():
             count = getattr(module, 'num_classes', None)
             last = name.rpartition('.')[2]
             predicts = last.endswith('head') or last.isdigit()
-            if predicts and last != 'rpn_head' and isinstance(count, int) and 1 < count < len(classes):
+            fewer = isinstance(count, int) and 1 < count < len(classes)  # 1: of two classes, or any object at all
+            if predicts and last != 'rpn_head' and fewer:
                 raise UserError(
                     f'A head predicts every class of its data set, and {type(dataset).__name__} has {len(classes)} '
                     f'({", ".join(map(str, classes[:3]))}, ...) where model.{name}.num_classes is {count}. Set '

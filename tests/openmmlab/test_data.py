@@ -169,6 +169,12 @@ def test_a_head_with_fewer_classes_is_named(name):
         ClassesHook().before_train(Runner(tuple('abcde'), backbone=2, **{name: 3}))
 
 
+def test_a_panoptic_detector_has_boxes_of_things_alone():
+    runner = Runner(tuple('abcde'), bbox_head=3, semantic_head=3)
+    runner.train_dataloader.dataset.metainfo['thing_classes'] = tuple('abc')
+    ClassesHook().before_train(runner)
+
+
 @pytest.mark.parametrize('runner', [
     Runner(tuple('abcde'), decode_head=5), Runner(tuple('abcde'), decode_head=7), Runner(tuple('abcde'), rpn_head=1),
     Runner(tuple('ab'), decode_head=1), Runner(None, decode_head=3), Runner('abcde', decode_head=3)])
