@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600  # seconds
@@ -67,6 +68,23 @@ def run_peer(*command: object, **options) -> subprocess.CompletedProcess:
     python = Path(f'{sys.prefix}-peers') / 'bin' / 'python'
     assert python.exists(), f'{python} is missing. Run: make peers'
     return run_tool(*command, python=python, **options)
+
+
+class Run(NamedTuple):
+    """How a job of `tests/programs/measured_runs.py` ended."""
+
+    code: int
+    message: str
+    memory: int | None
+    seconds: float
+
+
+def measured_runs(commands: list[list[object]], folder: Path) -> list[Run]:
+    """Each command line in a process of its own, with what it took."""
+    path = folder / 'runs.json'
+    path.write_text(json.dumps([[str(word) for word in command] for command in commands]))
+    output = run_tool('tests/programs/measured_runs.py', path).stdout
+    return [Run(**result) for result in json.loads(output.rpartition('RESULTS')[2])]
 
 
 def small_data(root: Path) -> list[str]:

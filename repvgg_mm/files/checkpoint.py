@@ -22,7 +22,8 @@ from .tensor_file import is_tensor_file, read_tensor_file, write_tensor_file
 from .unpickler import Refused, find, safe_pickle
 
 ZIP = b'PK\x03\x04'
-MOST_INFLATED = 200 << 20  # bytes that the records of a zip file may have beyond twice the file's own size
+MOST_INFLATED = 50 << 20  # bytes that the records of a zip file may have beyond twice the file's own size
+MOST_PICKLED = 100 << 20  # bytes of the pickle in it, of which reading takes three times as much memory
 FOLDER = 0x10  # an attribute of a zip archive's entry
 FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # a variable of torch, which then takes no reader but its own
 
@@ -60,6 +61,7 @@ def read_checkpoint(path: str | PathLike, map_location: str | torch.device = 'cp
         raise UserError(
             f'A checkpoint is a dict of tensors, and {path} holds a {type(checkpoint).__name__}. '
             'Save model.state_dict() rather than the model.')
+    _check_names(checkpoint, path)
     return checkpoint
 
 
@@ -119,8 +121,21 @@ def _read_file(path: Path, map_location: str | torch.device | None, trust: bool)
         if trust:
             return torch.load(file, map_location=map_location, weights_only=False)
         _check_kind(path, sizes)
+        reader = safe_pickle(sizes, path.stat().st_size)
         with _own_reader_allowed():
-            return torch.load(file, map_location=map_location, weights_only=False, pickle_module=safe_pickle(sizes))
+            return torch.load(file, map_location=map_location, weights_only=False, pickle_module=reader)
+
+
+def _check_names(checkpoint: Mapping, path: Path) -> None:
+    """UserError if what is in a checkpoint, or in its state dict, is not named by text."""
+    for part in (checkpoint, checkpoint.get('state_dict')):
+        names = part if isinstance(part, Mapping) else ()
+        other = [name for name in names if not isinstance(name, str)]
+        if other:
+            raise UserError(
+                f'A checkpoint names its tensors by text, and {path} has {len(other)} names such as '
+                f'{str(other[0])[:50]}, a {type(other[0]).__name__}. Save model.state_dict(), or '
+                'dict(state_dict=model.state_dict()).')
 
 
 def _is_zip(file: BinaryIO) -> bool:
@@ -143,6 +158,8 @@ def _verify_records(file: BinaryIO) -> dict[str, int]:
         if inflated > 2 * os.fstat(file.fileno()).st_size + MOST_INFLATED:
             raise zipfile.BadZipFile(f'its records take {inflated} bytes in memory, which no writer of weights packs')
         for record in archive.infolist():
+            if record.filename.endswith('.pkl') and record.file_size > MOST_PICKLED:
+                raise zipfile.BadZipFile(f'{record.filename} has {record.file_size} bytes beside the tensors')
             with archive.open(record) as content:
                 while record.CRC and content.read(CHUNK):
                     pass

@@ -7,10 +7,12 @@ It does not lean on torch's `weights_only`, whose holes and list of types depend
 from __future__ import annotations
 
 import codecs
+import math
 import pickle
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -24,6 +26,10 @@ STATISTICS = ('min', 'max', 'current', 'mean')  # of mmengine's log histories
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
 MOST_LEVELS = 100  # of dicts, lists and tuples in one another; mmengine's checkpoints have 8
+MOST_VALUES = 10_000_000  # in them, each as often as it stands somewhere
+MOST_EXPANDED = 1 << 20  # bytes that an expanded tensor, which repeats its numbers, may have beyond its storage
+IN_ITSELF = (0, MOST_VALUES)
+CONTAINERS = (Mapping, list, tuple, set, frozenset, Namespace)
 NO_DTYPE_STATE = (None, None, None, -1, -1, 0)  # of fields, subarrays, alignment
 
 
@@ -38,8 +44,11 @@ def _tensor(storage: object, offset: int, size: tuple, stride: tuple, *rest: obj
     _expect(len(size) == len(stride), 'sizes and strides of a tensor')
     _expect(all(number >= 0 for number in (offset, *size, *stride)), 'sizes of a tensor')
     last = sum((length - 1) * step for length, step in zip(size, stride))
-    elements = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    stored = storage._untyped_storage.nbytes()
+    elements = stored // storage.dtype.itemsize
     _expect(0 in size or offset + last < elements, 'a tensor beyond its storage')
+    copied = math.prod(size) * storage.dtype.itemsize
+    _expect(copied <= stored + MOST_EXPANDED, f'a tensor of {copied} bytes from {stored}')
     requires_grad, hooks = rest[:2] if rest else (False, OrderedDict())
     _expect(not hooks, 'hooks of a tensor')
     return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, OrderedDict())
@@ -169,8 +178,9 @@ class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can 
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def load(self) -> object:
+        self.levels: dict[int, tuple[tuple, int]] = {}
         content = super().load()
-        _check_depth(content)
+        _check_structure(content)
         return content
 
     def find_class(self, module: str, name: str) -> object:
@@ -206,6 +216,33 @@ class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can 
             if value is old:
                 self.memo[place] = new
 
+    def load_tuple(self) -> None:
+        super().load_tuple()
+        self._count_levels(self.stack[-1])
+
+    def load_tuple1(self) -> None:
+        super().load_tuple1()
+        self._count_levels(self.stack[-1])
+
+    def load_tuple2(self) -> None:
+        super().load_tuple2()
+        self._count_levels(self.stack[-1])
+
+    def load_tuple3(self) -> None:
+        super().load_tuple3()
+        self._count_levels(self.stack[-1])
+
+    def _count_levels(self, made: tuple) -> None:
+        """At once: as a key a tuple is hashed, and Python's hash of deep ones ends in the end of its stack.
+
+        `levels` keeps what it has counted, so that no other tuple gets its id.
+        """
+        inner = [self.levels.get(id(value), (value, 1))[1] for value in made if type(value) is tuple]
+        if inner:
+            level = max(inner) + 1
+            _expect(level <= MOST_LEVELS, f'more than {MOST_LEVELS} tuples in one another')
+            self.levels[id(made)] = made, level
+
     def load_setitem(self) -> None:
         _expect(isinstance(self.stack[-3], dict), f'an item of {type(self.stack[-3])!r}')
         super().load_setitem()
@@ -228,25 +265,31 @@ class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.NEWOBJ[0]] = load_newobj
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.TUPLE[0]] = load_tuple
+    dispatch[pickle.TUPLE1[0]] = load_tuple1
+    dispatch[pickle.TUPLE2[0]] = load_tuple2
+    dispatch[pickle.TUPLE3[0]] = load_tuple3
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.APPEND[0]] = load_append
     dispatch[pickle.APPENDS[0]] = load_appends
-    for opcode in (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4):
+    for opcode in (
+            pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+            pickle.LONG4):  # whole numbers of more than 255 bytes, which Python refuses to print
         dispatch[opcode[0]] = load_other
 
 
-def safe_pickle(sizes: Mapping[str, int] | None = None) -> SimpleNamespace:
+def safe_pickle(sizes: Mapping[str, int] | None, file_size: int) -> SimpleNamespace:
     """The `pickle_module` of `torch.load` that reads with `SafeUnpickler`.
 
     Args:
         sizes: bytes of the records of a zip file, by their key. torch below 2.10 believes what the pickle says of
-            them, and reads memory behind the record.
+            them, and reads memory behind the record. None for the older format, in which storages follow the pickle.
+        file_size: bytes, which no storage of the older format exceeds.
     """
     class Unpickler(SafeUnpickler):
         def load_binpersid(self) -> None:
-            if sizes is not None:
-                _check_storage(self.stack[-1], sizes)
+            _check_storage(self.stack[-1], sizes, file_size)
             super().load_binpersid()
 
         dispatch = {**SafeUnpickler.dispatch, pickle.BINPERSID[0]: load_binpersid}
@@ -257,11 +300,15 @@ def safe_pickle(sizes: Mapping[str, int] | None = None) -> SimpleNamespace:
     return SimpleNamespace(__name__=__name__, Unpickler=Unpickler, load=load, UnpicklingError=Refused)
 
 
-def _check_storage(pid: tuple, sizes: Mapping[str, int]) -> None:
-    """`pid` is ('storage', type, key, device, number of elements)."""
-    _, kind, key, _, elements = pid
+def _check_storage(pid: tuple, sizes: Mapping[str, int] | None, file_size: int) -> None:
+    """`pid` is ('storage', type, key, device, number of elements); in the older format something follows them."""
+    _, kind, key, _, elements = pid[:5]
     item_size = 1 if kind is torch.UntypedStorage else kind.dtype.itemsize
-    _expect(sizes.get(key) == elements * item_size, f'{elements} elements of a record of {sizes.get(key)} bytes')
+    size = elements * item_size
+    if sizes is None:
+        _expect(0 <= size <= file_size, f'a storage of {size} bytes in a file of {file_size}')
+    else:
+        _expect(sizes.get(key) == size, f'{elements} elements of a record of {sizes.get(key)} bytes')
 
 
 def _dtype_in_order(dtype: np.dtype, state: tuple) -> np.dtype:
@@ -270,19 +317,36 @@ def _dtype_in_order(dtype: np.dtype, state: tuple) -> np.dtype:
     return dtype if state[1] == '|' else dtype.newbyteorder(state[1])
 
 
-def _check_depth(content: object) -> None:
-    """Deeper ones end in a RecursionError, or in none, wherever they are copied or written."""
-    level, seen = [content], set()
-    for _ in range(MOST_LEVELS):
-        inner = []
-        for value in level:
-            if isinstance(value, (Mapping, list, tuple, set, frozenset)) and id(value) not in seen:
-                seen.add(id(value))
-                inner += [*value, *value.values()] if isinstance(value, Mapping) else value
-        if not inner:
-            return
-        level = inner
-    raise Refused(f'No writer of checkpoints makes more than {MOST_LEVELS} dicts, lists and tuples in one another')
+def _check_structure(content: object) -> None:
+    """Containers that are deep, in themselves or in one another very often end whoever copies or prints them."""
+    measured: dict[int, tuple[int, int]] = {}  # by id: levels, and values as often as they stand in it
+
+    def measure(container: object, outer: int) -> tuple[int, int]:
+        if id(container) in measured:
+            return measured[id(container)]
+
+        _expect(outer < MOST_LEVELS, f'more than {MOST_LEVELS} dicts, lists and tuples in one another')
+        measured[id(container)] = IN_ITSELF
+        levels, values = 1, 1
+        for value in _values_in(container):
+            inner_levels, inner_values = (0, 1)
+            if isinstance(value, CONTAINERS):
+                inner_levels, inner_values = measure(value, outer + 1)
+            levels, values = max(levels, inner_levels + 1), values + inner_values
+
+        _expect(levels <= MOST_LEVELS, f'more than {MOST_LEVELS} dicts, lists and tuples in one another')
+        _expect(values <= MOST_VALUES, 'a list in itself, or some millions of values out of a few')
+        measured[id(container)] = levels, values
+        return measured[id(container)]
+
+    if isinstance(content, CONTAINERS):
+        measure(content, 0)
+
+
+def _values_in(container: object) -> Iterable:
+    if isinstance(container, Mapping):
+        return chain(container, container.values())
+    return vars(container).values() if isinstance(container, Namespace) else container
 
 
 def _check_array_state(state: tuple) -> None:

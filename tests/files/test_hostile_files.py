@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import operator
 import os
-import pickle
 import random
-import runpy
-import shutil
 import signal
-import subprocess
-import tarfile
 import time
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from helpers import TINY, backbone, leaves
+from helpers import backbone, leaves, pspnet_config
+from hostile_checkpoints import BOMBS, CODE, load_trustingly, save_legacy, save_zip
 from mmengine.config import Config
-from tool_runs import derived_config, iterations, run_tool, small_data
-from torch import nn
+from tool_runs import derived_config, iterations, measured_runs, small_data
 
 from repvgg_mm import UserError, read_checkpoint
 from repvgg_mm.demo.shapes import make_shapes
@@ -32,139 +24,27 @@ from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
 pytestmark = pytest.mark.stack
 
 
-class Calls:
-    """Unpickling calls `function(*arguments)`."""
-
-    def __init__(self, function, *arguments) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
-class ActsOnState:
-    """Unpickling's BUILD opcode creates the file that the state names."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __setstate__(self, state: dict) -> None:
-        Path(state['path']).touch()
-
-
-class ActsAsModule(nn.Module):
-    """A whole pickled model that creates a file when it is loaded."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-
-    def __setstate__(self, state: dict) -> None:
-        Path(state['path']).touch()
-
-
-def touch(path: Path) -> Calls:
-    return Calls(os.system, f'touch {path}')
-
-
-def script(ran: Path) -> Path:
-    path = ran.with_suffix('.py')
-    path.write_text(f'open({str(ran)!r}, "w")')
-    return path
-
-
-def save_zip(content: object, path: Path) -> None:
-    torch.save(content, path)
-
-
-def save_legacy(content: object, path: Path) -> None:
-    torch.save(content, path, _use_new_zipfile_serialization=False)
-
-
-def save_pickle(content: object, path: Path) -> None:
-    path.write_bytes(pickle.dumps(content, protocol=2))
-
-
-def save_bytes(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
-
-
-def save_tar(content: object, path: Path) -> None:
-    with tarfile.open(path, 'w') as archive:
-        for name in ('storages', 'tensors', 'pickle'):
-            pickled = pickle.dumps(content, protocol=2)
-            member = tarfile.TarInfo(name)
-            member.size = len(pickled)
-            archive.addfile(member, BytesIO(pickled))
-
-
-def weights() -> dict[str, torch.Tensor]:
-    return dict(backbone().state_dict())
-
-
-# How a file is written, what is in it, given the file that it would create, and what the message names.
-PAYLOADS = {
-    'os.system': (save_zip, lambda ran: dict(state_dict=weights(), evil=touch(ran)), 'posix.system'),
-    'eval': (save_zip, lambda ran: dict(evil=Calls(eval, f'open({str(ran)!r}, "w")')), 'builtins.eval'),
-    'exec': (save_zip, lambda ran: dict(evil=Calls(exec, f'open({str(ran)!r}, "w")')), 'builtins.exec'),
-    'Popen': (save_zip, lambda ran: dict(evil=Calls(subprocess.Popen, ['touch', str(ran)])), 'subprocess.Popen'),
-    'open': (save_zip, lambda ran: dict(evil=Calls(open, str(ran), 'w')), 'open'),
-    'message hub': (save_zip, lambda ran: dict(state_dict=weights(), message_hub=dict(
-        log_scalars={'train/loss': touch(ran)})), 'posix.system'),
-    'optimizer': (save_zip, lambda ran: dict(state_dict=weights(), optimizer=dict(
-        state={0: dict(momentum_buffer=touch(ran))}, param_groups=[])), 'posix.system'),
-    'meta': (save_zip, lambda ran: dict(state_dict=weights(), meta=dict(seed=touch(ran))), 'posix.system'),
-    'key': (save_zip, lambda ran: {'state_dict': weights(), (1, touch(ran)): 1}, 'posix.system'),
-    'attribute chain': (save_zip, lambda ran: dict(evil=Calls(
-        operator.methodcaller('touch').__call__, Path(ran))), 'pathlib'),
-    'BUILD': (save_zip, lambda ran: dict(evil=ActsOnState(str(ran))), 'ActsOnState'),
-    'pickled module': (save_zip, lambda ran: ActsAsModule(str(ran)), 'ActsAsModule'),
-    'object array': (save_zip, lambda ran: dict(meta=np.array([touch(ran)], dtype=object)), 'posix.system'),
-    'copy': (save_zip, lambda ran: dict(evil=Calls(shutil.copyfile, '/dev/null', str(ran))), 'shutil.copyfile'),
-    'script': (save_zip, lambda ran: dict(evil=Calls(runpy.run_path, str(script(ran)))), 'runpy.run_path'),
-    'bound method': (save_zip, lambda ran: dict(evil=Calls(ran.touch)), 'pathlib'),
-    'pickle in a pickle': (save_zip, lambda ran: dict(evil=Calls(pickle.loads, pickle.dumps(touch(ran)))),
-                           'pickle.loads'),
-    'INST opcode': (save_bytes, lambda ran: f"(dp0\nS'evil'\n(S'touch {ran}'\niposix\nsystem\ns.".encode(),
-                    'posix.system'),
-    'older format': (save_legacy, lambda ran: dict(state_dict=weights(), evil=touch(ran)), 'posix.system'),
-    'STACK_GLOBAL opcode': (save_bytes, lambda ran: pickle.dumps(dict(evil=touch(ran)), protocol=4), 'posix.system'),
-    'plain pickle': (save_pickle, lambda ran: dict(evil=touch(ran)), 'posix.system'),
-    'tar format': (save_tar, lambda ran: touch(ran), 'posix.system'),
-}
-
-
-def load_trustingly(path: Path, save) -> None:
-    if save in (save_zip, save_legacy):
-        torch.load(path, weights_only=False)
-    elif save is save_tar:
-        with tarfile.open(path) as archive:
-            pickle.load(archive.extractfile('pickle'))
-    else:
-        pickle.loads(path.read_bytes())
-
-
 @pytest.fixture(scope='module')
 def hostile(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
-    """For every payload the file that holds it and the file that it would create; all are armed."""
+    """For every code the file that holds it and the file that it would create; all are armed."""
     folder = tmp_path_factory.mktemp('hostile')
     found = {}
-    for number, (name, (save, content, _)) in enumerate(PAYLOADS.items()):
+    for number, (name, (save, content, _)) in enumerate(CODE.items()):
         path, ran = folder / f'{number}.pth', folder / f'ran-{number}'
         save(content(ran), path)
         load_trustingly(path, save)
         deadline = time.monotonic() + 5
         while not ran.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        ran.unlink()  # FileNotFoundError if the payload is not armed
+        ran.unlink()  # FileNotFoundError if the code is not armed
         found[name] = path, ran
     return found
 
 
-@pytest.mark.parametrize('name', PAYLOADS)
+@pytest.mark.parametrize('name', CODE)
 def test_reading_refuses_by_name(hostile, name):
     path, ran = hostile[name]
-    with pytest.raises(UserError, match=rf'runs no code from it, and .*{PAYLOADS[name][2]}.*--trust-checkpoint'):
+    with pytest.raises(UserError, match=rf'runs no code from it, and .*{CODE[name][2]}.*--trust-checkpoint'):
         read_checkpoint(path)
     assert not ran.exists()
 
@@ -173,11 +53,7 @@ def test_reading_refuses_by_name(hostile, name):
 def config(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('config')
     shapes = make_shapes(folder / 'shapes', num_train=2, num_val=1, size=32)
-    path = derived_config(folder / 'small.py', f"""
-model = dict(
-    data_preprocessor=dict(size=(32, 32)), backbone=dict(arch=dict(_delete_=True, **{TINY})),
-    decode_head=dict(in_channels=64, channels=8), auxiliary_head=dict(in_channels=32, channels=8))
-""")
+    path = derived_config(folder / 'small.py', f'model = dict(_delete_=True, **{pspnet_config()})')
     (folder / 'flags.json').write_text(json.dumps(['--cfg-options', *small_data(shapes), *iterations(1)]))
     return path
 
@@ -204,18 +80,46 @@ TOOLS = ['train.py, load_from', 'train.py, --resume', 'train.py, init_cfg', 'tra
          'convert_whole.py', 'convert_weights.py']
 
 
+QUICK_TOOLS = ['train.py, --resume', *TOOLS[-3:]]  # the others take minutes for them, and read in the same way
+MOST_MEMORY = 200  # MB, beside twice the file's own size
+
+
 @pytest.mark.parametrize('tool', TOOLS)
 def test_no_tool_executes_what_is_in_a_file(hostile, config, tmp_path, tool):
     runs = [commands(tool, config, path, tmp_path / str(number))
             for number, (path, _) in enumerate(hostile.values())]
-    output = run_tool('tests/programs/many_runs.py', json.dumps(runs)).stdout
-    results = json.loads(output.rpartition('RESULTS')[2])
-    assert len(results) == len(PAYLOADS)
+    results = measured_runs(runs, tmp_path)
     for (name, (path, ran)), result in zip(hostile.items(), results, strict=True):
-        for part in (f'{path.name} asks for ', PAYLOADS[name][2], '--trust-checkpoint'):
-            assert part in result, (name, result)
-        assert 'Traceback' not in result and not ran.exists(), (name, result)
+        for part in (f'{path.name} asks for ', CODE[name][2], '--trust-checkpoint'):
+            assert part in result.message, (name, result)
+        assert result.code == 1 and 'Traceback' not in result.message and not ran.exists(), (name, result)
     assert not list(tmp_path.rglob('*.pth')) and not list(tmp_path.rglob('deploy.py'))
+
+
+@pytest.fixture(scope='module')
+def bombs(tmp_path_factory) -> dict[str, Path]:
+    """Files that take memory, time or the process down in a careless reader, by what is in them."""
+    folder = tmp_path_factory.mktemp('bombs')
+    found = {}
+    for number, (name, write) in enumerate(BOMBS.items()):
+        suffix = 'safetensors' if name.startswith('safetensors') else 'pth'
+        found[name] = folder / f'{number}.{suffix}'
+        write(found[name])
+    return found
+
+
+@pytest.mark.parametrize('tool', ['read', *QUICK_TOOLS])
+def test_no_file_takes_a_reader_down(bombs, config, tmp_path, tool):
+    """Each is read, or refused in a sentence; no process is killed, and none takes much more memory than its file."""
+    runs = [['read', path] if tool == 'read' else commands(tool, config, path, tmp_path / str(number))
+            for number, path in enumerate(bombs.values())]
+    results = measured_runs(runs, tmp_path)
+    for (name, path), result in zip(bombs.items(), results, strict=True):
+        size = path.stat().st_size >> 20 if path.exists() else 0
+        assert result.code in (0, 1) and 'Traceback' not in result.message, (name, result)
+        assert result.memory <= 2 * size + MOST_MEMORY and result.seconds < 30, (name, result)
+    refused = [name for name, result in zip(bombs, results) if result.code == 1]
+    assert len(refused) >= 40 and not Path('/tmp/escaped').exists() and not (tmp_path.parent / 'escaped').exists()
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -287,16 +191,17 @@ def test_a_tool_given_a_damaged_file_writes_all_or_nothing(config, tmp_path):
     files = sorted(tmp_path.glob('*.pth'))
     runs = [[*commands('convert_whole.py', config, path, tmp_path / path.stem), '--shape', '32', '32']
             for path in files]
-    results = json.loads(run_tool('tests/programs/many_runs.py', json.dumps(runs)).stdout.rpartition('RESULTS')[2])
+    results = measured_runs(runs, tmp_path)
     expected = read_checkpoint(tmp_path / 'whole' / 'deploy.pth')['state_dict']
     for path, result in zip(files, results, strict=True):
         written = sorted(os.listdir(tmp_path / path.stem)) if (tmp_path / path.stem).exists() else []
-        if result == 'exit code 0':
+        if result.code == 0:
             assert not path.stem.startswith('cut') and written == ['deploy.pth', 'deploy.py']
             assert same(dict(read_checkpoint(tmp_path / path.stem / 'deploy.pth')['state_dict']), dict(expected))
         else:
-            assert 'cannot be read as a checkpoint' in result and 'Traceback' not in result and written == [], result
-    assert sum(result != 'exit code 0' for result in results) >= 20
+            assert 'cannot be read as a checkpoint' in result.message and written == [], result
+            assert 'Traceback' not in result.message
+    assert sum(result.code == 1 for result in results) >= 20
 
 
 # --- killed while writing --------------------------------------------------------------------------------------------

@@ -54,24 +54,47 @@ def test_arrays_and_numbers_that_share_a_type(order):
     assert found[3] == dtype
 
 
-def test_values_in_many_others():
-    def tuples(levels: int) -> bytes:
-        return b'\x80\x02N' + b'\x85' * levels + b'.'
+def tuples(levels: int) -> bytes:
+    """A pickle of an empty tuple in others, without its end."""
+    return b'\x80\x02)' + b'\x85' * levels
 
-    assert read(tuples(3)) == (((None,),),) and read(tuples(90)) is not None
-    for levels in (110, 300_000):
-        with pytest.raises(Refused, match='more than 100 dicts, lists and tuples in one another'):
-            read(tuples(levels))
+
+def lists(levels: int) -> bytes:
+    return b'\x80\x02' + b']' * levels + b'a' * (levels - 1) + b'.'
+
+
+def test_values_in_many_others():
+    assert read(tuples(3) + b'.') == ((((),),),) and read(tuples(90) + b'.') is not None
+    assert read(lists(3)) == [[[]]] and read(lists(90)) is not None
+    for pickled in (tuples(110) + b'.', tuples(300_000) + b'.', lists(110), lists(300_000)):
+        with pytest.raises(Refused, match=r'more than 100 .*tuples in one another'):
+            read(pickled)
+
+
+@pytest.mark.parametrize('before, after', [
+    (b'\x80\x02}', b'K\x01s.'), (b'\x80\x02}(', b'K\x01u.'), (b'\x80\x04\x8f(', b'\x90.'), (b'\x80\x04(', b'\x91.'),
+    (b'\x80\x02cbuiltins\nset\n(](', b'etR.'), (b'\x80\x02(', b'K\x01d.'),
+    (b'\x80\x02ccollections\nCounter\n(](', b'etR.')])
+def test_a_deep_tuple_is_refused_before_it_is_hashed(before, after):
+    """Python's hash of 300,000 of them is a segmentation fault; with 110 the test fails instead."""
+    with pytest.raises(Refused, match='more than 100 tuples in one another'):
+        read(before + tuples(110)[2:] + after)
 
 
 def test_a_list_in_itself_and_a_value_that_stands_often():
     within: list = []
     within.append(within)
-    assert read(pickle.dumps(within, 2))[0][0] is not None
     doubled: object = ()
-    for _ in range(60):
-        doubled = (doubled, doubled)  # 2 ** 60 places, 60 tuples
-    assert read(pickle.dumps(doubled, 2)) is not None
+    for levels in range(60):
+        doubled = (doubled, doubled)
+        if levels == 10:
+            assert read(pickle.dumps(doubled, 2)) is not None
+    laughs = ['ha'] * 10
+    for _ in range(8):
+        laughs = [laughs] * 10
+    for content in (within, doubled, laughs, Namespace(a=laughs), {1: laughs}):
+        with pytest.raises(Refused, match='a list in itself, or some millions of values'):
+            read(pickle.dumps(content, 2))
 
 
 def test_a_log_history_is_built():
@@ -96,6 +119,7 @@ PROGRAMS = {
     'gives a new object arguments': b"cmmengine.logging.history_buffer\nHistoryBuffer\n(I1\nt\x81.",
     'INST of a name that is known': b"(icollections\nOrderedDict\n.",
     'OBJ of a name that is known': b"(ccollections\nOrderedDict\no.",
+    'a number of a thousand digits': pickle.dumps(10**1000, 2),
     'an extension': b'\x80\x02\x82\x01.',
     'an array of pointers': b"cnumpy\ndtype\n(S'O8'\nI00\nI01\ntR.",
     'a type with fields of pointers': b"cnumpy\ndtype\n(S'V8'\nI00\nI01\ntR.",
@@ -195,6 +219,26 @@ def test_strided_tensors_and_parameters(tmp_path):
         assert found['part'].untyped_storage().data_ptr() == found['whole'].untyped_storage().data_ptr()
 
 
+def test_an_expanded_tensor(tmp_path):
+    """It repeats its numbers; whoever copies it takes memory for each."""
+    path = tmp_path / 'a.pth'
+    torch.save(dict(weight=torch.ones(1).expand(500, 500)), path)
+    assert read_checkpoint(path)['weight'].stride() == (0, 0)
+    torch.save(dict(weight=torch.ones(1).expand(1000, 1000)), path)
+    with pytest.raises(UserError, match='a tensor of 4000000 bytes from 4'):
+        read_checkpoint(path)
+
+
+def test_a_storage_of_the_older_format_that_is_larger_than_the_file(tmp_path):
+    path = tmp_path / 'a.pth'
+    torch.save(dict(weight=torch.zeros(77)), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b'KMN') == 1  # 77 elements, no view
+    path.write_bytes(content.replace(b'KMN', b'M\xff\xffN'))
+    with pytest.raises(UserError, match=r'a storage of 262140 bytes in a file of \d+'):
+        read_checkpoint(path)
+
+
 def test_a_small_file_that_takes_a_lot_of_memory(tmp_path):
     path = tmp_path / 'bomb.pth'
     torch.save(dict(weight=torch.zeros(80_000_000)), tmp_path / 'large.pth')
@@ -205,6 +249,15 @@ def test_a_small_file_that_takes_a_lot_of_memory(tmp_path):
     assert path.stat().st_size < 1_000_000
     with pytest.raises(UserError, match=r'bomb\.pth cannot be read as a checkpoint .*its records take 32\d{7} bytes'):
         read_checkpoint(path)
+
+
+def test_a_pickle_that_is_larger_than_any_writer_makes(tmp_path, monkeypatch):
+    monkeypatch.setattr('repvgg_mm.files.checkpoint.MOST_PICKLED', 1000)
+    torch.save(dict(weight=torch.zeros(1000)), tmp_path / 'a.pth')
+    assert read_checkpoint(tmp_path / 'a.pth')['weight'].shape == (1000,)
+    torch.save(dict(text='a' * 1000), tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=r'data\.pkl has 1\d\d\d bytes beside the tensors'):
+        read_checkpoint(tmp_path / 'a.pth')
 
 
 def test_a_folder_in_an_archive_is_no_record(tmp_path):
