@@ -51,7 +51,9 @@ NARROWER = {
     'engine/__init__': (set(), set()),
     'commands/__init__': (set(), set()),
     'commands/arguments': (set(), {'argcomplete'}),
-    'engine/description': (set(), set()),
+    'files/atomic': (set(), set()),
+    'engine/onnx_file': (set(), set()),
+    'engine/description': ({'files'}, set()),
     'engine/engine': (set(), {'numpy'}),
     'engine/detections': (set(), {'numpy'}),
 }

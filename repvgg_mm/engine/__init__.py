@@ -1,8 +1,9 @@
 """An exported engine in use.
 
 `Engine` runs `engine.onnx` or `engine.xml`, `detect` turns a detector engine's outputs into boxes; both need numpy and
-the library that runs the engine, nothing else. Read in this order: `description` (what `engine.json` holds), `engine`,
-`detections`; then, with MMEngine, `model` (an engine in the place of a toolbox's model) and `evaluate` (its metric).
+the library that runs the engine, nothing else. Read in this order: `onnx_file` (which files a graph is in),
+`description` (what `engine.json` holds), `engine`, `detections`; then, with MMEngine, `model` (an engine in the place
+of a toolbox's model) and `evaluate` (its metric).
 """
 
 from .description import Description, read_description

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -13,11 +12,15 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import UserError
+from ..files.atomic import sha256_of
+from .onnx_file import external_files
 
 FORMAT = 1
 SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}  # of engines, and the library that runs them
 PROPERTIES = {'INFERENCE_PRECISION_HINT': ('f32', 'bf16')}  # of OpenVINO, with which an engine is loaded
-EXTERNAL_DATA = re.compile(rb'\n\x08location\x12(.)', re.DOTALL)  # in an ONNX file: a length; a name of it follows
+DTYPES = ('float32', 'uint8')
+LAYOUTS = ('NCHW', 'NHWC')
+LARGEST = 1 << 16  # side of an image, in pixels
 NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation')
 
 
@@ -117,7 +120,7 @@ def write_description(path: Path, description: Description) -> Description:
     for name in (path.name, *_loaded_with(path)):
         file = path.with_name(name)
         if file.is_file():
-            files[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            files[name] = sha256_of(file)
     description = replace(description, files=files)
 
     content = asdict(description)
@@ -144,11 +147,14 @@ def read_description(path: str | PathLike) -> Description:
 
     file = path.with_suffix('.json')
     try:
+        if file.exists() and not file.is_file():
+            raise OSError('not a regular file')
         content = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
         raise _not_all_files(path, file, error) from None
 
     description = description_from(content, file)
+    _check_values(file, description)
     _check_properties(file, description.openvino_properties)
     _check_files(path, file, description.files)
     return description
@@ -180,6 +186,36 @@ def is_engine(path: str | PathLike) -> bool:
     return Path(path).suffix in SUFFIXES
 
 
+def _check_values(file: Path, description: Description) -> None:
+    """UserError for values that no export writes, and with which nothing can be computed."""
+    preprocessing, levels = description.preprocessing, description.levels or []
+    sizes = [size for size in description.input.shape if size is not None]
+    numbers = [*(preprocessing.mean or []), *(preprocessing.std or []), preprocessing.pad_value]
+    rules = {
+        'input.shape': len(description.input.shape) == 4 and all(0 < size <= LARGEST for size in sizes),
+        'input.dtype': description.input.dtype in DTYPES,
+        'input.layout': description.input.layout in LAYOUTS,
+        'outputs': len(description.outputs) > 0,
+        'preprocessing': all(map(math.isfinite, numbers)) and 0 not in (preprocessing.std or []),
+        'preprocessing.pad_divisor': 0 < preprocessing.pad_divisor <= LARGEST,
+        'levels': all(map(_is_level, levels)),
+    }
+    for name, holds in rules.items():
+        if not holds:
+            part: object = description
+            for step in name.split('.'):
+                part = getattr(part, step)
+            raise UserError(
+                f'The field {name!r} of the description of an engine has values that an export writes, and in '
+                f'{file} it is {str(part)[:200]}. Copy all files of the export, or export again.')
+
+
+def _is_level(level: object) -> bool:
+    """Rows, columns of a stride, priors of a position."""
+    is_triple = isinstance(level, list) and len(level) == 3
+    return is_triple and all(type(number) is int and 0 < number <= LARGEST for number in level)
+
+
 def _check_properties(file: Path, properties: Mapping) -> None:
     """UserError for properties that no export writes: some let OpenVINO write files or load libraries."""
     for name, value in properties.items():
@@ -199,16 +235,17 @@ def _check_files(path: Path, file: Path, expected: Mapping[str, str]) -> None:
                 f'The files of an engine are regular files in its folder, and {file} names {name!r}. Export it again, '
                 'or do not use it if you do not know where it comes from.')
         try:
-            content = beside.read_bytes()
+            found = sha256_of(beside)
         except OSError as error:
             raise _not_all_files(path, file, error) from None
-        if hashlib.sha256(content).hexdigest() != sha256:
+        if found != sha256:
             changed.append(name)
 
-    undescribed = [name for name in (path.name, *_loaded_with(path)) if name not in expected]
-    if changed or undescribed:
+    if not changed:  # what else a damaged file would be read with is not known
+        changed = [name for name in (path.name, *_loaded_with(path)) if name not in expected]
+    if changed:
         raise UserError(
-            f'The files of an engine belong to one export, and {", ".join(changed + undescribed)} is not '
+            f'The files of an engine belong to one export, and {", ".join(changed)} is not '
             f'the file that {file} describes. Copy all files again, or export again.')
 
 
@@ -216,12 +253,12 @@ def _loaded_with(path: Path) -> list[str]:
     """Names of the files that a library reads when it loads the engine at `path`: its weights, where they are apart."""
     if path.suffix == '.xml':
         return [path.with_suffix('.bin').name]
-
-    content, names = path.read_bytes(), set()
-    for found in EXTERNAL_DATA.finditer(content):
-        length, start = found[1][0], found.end()
-        names.add(content[start:start + length].decode(errors='replace'))
-    return sorted(names)
+    try:
+        return sorted(external_files(path.read_bytes()))
+    except ValueError as error:
+        raise UserError(
+            f'An engine in .onnx is a graph in ONNX\'s format, and {path} is not ({error}). '
+            'Copy all files again, or export again.') from None
 
 
 def _not_all_files(path: Path, file: Path, error: Exception) -> UserError:

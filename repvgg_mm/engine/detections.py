@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import UserError
 from .description import Description
 
+NUMBERS = ('score_thr', 'nms_pre', 'max_per_img', 'min_bbox_size')  # in a test_cfg
 NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
 
@@ -43,12 +44,22 @@ def detect(
         scale_factor: by which width and height of the original image were multiplied.
 
     Raises:
-        UserError: the settings ask for something other than plain NMS.
+        UserError: the settings ask for something other than plain NMS, or the outputs are of another input.
     """
     settings = description.test_cfg
+    if settings is None or description.levels is None:
+        raise UserError(
+            f'Boxes are chosen by the levels and the test_cfg of a detector, and this description of '
+            f'{description.task} has none. Give the one that was written with the engine.')
     check_settings(settings)
     sizes = level_sizes(description, input_shape)
     starts = np.cumsum([0, *sizes])
+    priors = outputs['scores'].shape[1]
+    if starts[-1] != priors:
+        raise UserError(
+            f'An input of {tuple(input_shape)} has {starts[-1]} priors on the levels {description.levels}, and the '
+            f"outputs have {priors}. Give the height and width of what the engine was fed, and that engine's own "
+            'description.')
 
     factors = outputs.get('score_factors')
     found = []
@@ -87,6 +98,11 @@ def check_settings(settings: Mapping) -> None:
         raise UserError(
             f'Boxes are suppressed by plain NMS, and this test_cfg has nms={dict(nms)}. Set '
             "model.test_cfg.nms to dict(type='nms', iou_threshold=...).")
+
+    values = {key: settings[key] for key in NUMBERS if key in settings} | {'iou_threshold': nms['iou_threshold']}
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f'{key} is a number, and this test_cfg has {key}={value!r}. Set it to one.')
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
-from ..errors import UserError, reason
+from ..errors import LONGEST_REASON, UserError
 from .description import SUFFIXES, Description, read_description
 
 Runner = Callable[[np.ndarray], list[np.ndarray]]
@@ -53,11 +53,11 @@ class Engine:
             raise
         except Exception as error:  # what the libraries raise for a file that they cannot read depends on the file
             raise UserError(
-                f'An engine is a file that {self.library} can load, and {self.path} is not ({reason(error)}). '
+                f'An engine is a file that {self.library} can load, and {self.path} is not ({_last_line(error)}). '
                 'Export it again.') from None
 
     def __call__(self, images: object) -> dict[str, np.ndarray]:
-        """Raises UserError if `images` have another type or shape than the engine was exported for."""
+        """Raises UserError if `images` have another type or shape than the engine was exported for, or it fails."""
         images = np.ascontiguousarray(images)
         if not self._takes(images):
             others = ['--shape H W', '--dynamic']
@@ -67,7 +67,12 @@ class Engine:
                 f'{self.path} takes {self.description.input}, got {images.dtype} of {images.shape}. '
                 f'Feed it such images, or export with {" or ".join(others)}.')
 
-        outputs = self._run(images)
+        try:
+            outputs = self._run(images)
+        except Exception as error:
+            raise UserError(
+                f'An engine runs in {self.library}, and {self.path} fails there ({_last_line(error)}). '
+                'Free memory, or export it again.') from None
         return dict(zip(self.description.outputs, outputs))
 
     def _takes(self, images: np.ndarray) -> bool:
@@ -77,15 +82,31 @@ class Engine:
         return all(size in (None, got) for size, got in zip(wanted.shape, images.shape))
 
 
+def _last_line(error: Exception) -> str:
+    """Where the libraries say what is wrong, after the places in their code."""
+    return str(error).strip().split('\n')[-1][-LONGEST_REASON:]
+
+
+def _check_graph(path: Path, description: Description, inputs: list[str], outputs: list[str]) -> None:
+    """UserError unless the graph has the input and the outputs that are described."""
+    absent = {name for name in description.outputs if name not in outputs} | {description.input.name} - {*inputs}
+    if absent:
+        raise UserError(
+            f'An engine takes the input and gives the outputs of its description, and {path} with {inputs} and '
+            f'{outputs} has no {", ".join(sorted(absent))}. Copy all files of the export, or export again.')
+
+
 def _onnxruntime(path: Path, description: Description, threads: int | None) -> tuple[Runner, str]:
     onnxruntime = optional('onnxruntime')
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # what fails is raised too, and told in a sentence
     options.add_session_config_entry('session.force_spinning_stop', '1')  # its threads would slow what comes next
     if threads:
         options.intra_op_num_threads = threads
 
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    inputs = [part.name for part in session.get_inputs()]
+    _check_graph(path, description, inputs, [part.name for part in session.get_outputs()])
     name = description.input.name
 
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -100,6 +121,8 @@ def _openvino(path: Path, description: Description, threads: int | None) -> tupl
         properties['INFERENCE_NUM_THREADS'] = threads
 
     compiled = openvino.Core().compile_model(path, 'CPU', properties)
+    inputs, outputs = ([name for part in parts for name in part.names] for parts in (compiled.inputs, compiled.outputs))
+    _check_graph(path, description, inputs, outputs)
     request = compiled.create_infer_request()
     name = description.input.name
 

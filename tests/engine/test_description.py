@@ -136,8 +136,9 @@ def test_a_file_from_before_formats_were_counted(text):
 
 def test_an_engine_from_before_formats_were_counted(tmp_path):
     content = json.loads(SEGMENTOR_OF_BEFORE)
-    (tmp_path / 'engine.onnx').write_bytes(b'graph')
-    content['files'] = {'engine.onnx': hashlib.sha256(b'graph').hexdigest()}
+    graph = b'\x12\x05graph'
+    (tmp_path / 'engine.onnx').write_bytes(graph)
+    content['files'] = {'engine.onnx': hashlib.sha256(graph).hexdigest()}
     (tmp_path / 'engine.json').write_text(json.dumps(content))
     assert read_description(tmp_path / 'engine.onnx').classes == ['sky', 'road', 'tree']
 
@@ -213,6 +214,13 @@ def test_a_size_that_is_no_number():
 def test_a_file_that_is_no_object(content):
     with pytest.raises(UserError, match=r'is a JSON object, and engine\.json holds a \w+\. Copy all files'):
         description_from(content, 'engine.json')
+
+
+def test_a_description_that_is_a_pipe(path):
+    """Reading it would wait for ever."""
+    os.mkfifo(path.with_suffix('.json'))
+    with pytest.raises(UserError, match=r'has not \(OSError: not a regular file\)'):
+        read_description(path)
 
 
 @pytest.mark.parametrize('content', [b'', b'{', b'\xff\xfe{}'])
@@ -291,11 +299,34 @@ def test_weights_of_an_onnx_engine_that_are_apart(tmp_path):
         read_description(path)
 
 
-def test_a_file_that_ends_where_a_name_would_follow(tmp_path):
+def test_a_file_that_is_no_graph(tmp_path):
     path = tmp_path / 'engine.onnx'
-    path.write_bytes(b'graph\n\x08location\x12')
+    path.write_bytes(b'\x12\x05graph')
     written = write_description(path, description())
     assert set(written.files) == {'engine.onnx'} and read_description(path) == written
+    path.write_bytes(b'\x12\x06graph')
+    changed(path, files={'engine.onnx': hashlib.sha256(b'\x12\x06graph').hexdigest()})
+    with pytest.raises(UserError, match=r"graph in ONNX's format, and .*engine\.onnx is not \(a field of 6 bytes"):
+        read_description(path)
+
+
+@pytest.mark.parametrize('place, value', [
+    ('input.shape', [1, 3, 0, 8]), ('input.shape', [1, 3, 1 << 17, 8]), ('input.shape', [3, 8, 8]),
+    ('input.dtype', 'object'), ('input.layout', 'CHWN'), ('outputs', []), ('preprocessing.std', [1, 0, 1]),
+    ('preprocessing.mean', [float('nan')]), ('preprocessing.pad_value', float('inf')),
+    ('preprocessing.pad_divisor', 0), ('levels', [[0, 8, 1]]), ('levels', [[8, 8]]), ('levels', [8]),
+    ('levels', [[8, 8, 1.5]])])
+def test_values_with_which_nothing_can_be_computed(place, value, path):
+    write_description(path, INT8)
+    content = json.loads(path.with_suffix('.json').read_text())
+    part, (*steps, last) = content, place.split('.')
+    for step in steps:
+        part = part[step]
+    part[last] = value
+    path.with_suffix('.json').write_text(json.dumps(content))
+    named = place if place.endswith('pad_divisor') or 'preprocessing' not in place else 'preprocessing'
+    with pytest.raises(UserError, match=rf"The field '{named}' .* has values that an export writes, and in .* it is"):
+        read_description(path)
 
 
 def test_a_description_of_many_lists(path):

@@ -13,7 +13,7 @@ from engines import description
 
 from repvgg_mm import UserError
 from repvgg_mm.engine.description import Description
-from repvgg_mm.engine.detections import _best, detect, level_sizes, nms
+from repvgg_mm.engine.detections import _best, check_settings, detect, level_sizes, nms
 from repvgg_mm.export.networks import DetectorNetwork, Preprocess
 from repvgg_mm.openmmlab.preprocessing import Preprocessing
 
@@ -78,7 +78,7 @@ def test_class_agnostic_and_nothing_found():
 
 @pytest.mark.parametrize('settings', [dict(type='soft_nms', iou_threshold=0.5), dict(type='nms', max_num=9), None])
 def test_other_suppression_is_refused(settings):
-    engine = described(None, dict(nms=settings, max_per_img=5))
+    engine = described([], dict(nms=settings, max_per_img=5))
     with pytest.raises(UserError, match=r"plain NMS.*Set model\.test_cfg\.nms"):
         detect({}, engine, (8, 8))
 
@@ -95,3 +95,23 @@ def test_scores_at_the_threshold_are_left_out_and_equal_ones_keep_their_order():
 def test_of_boxes_with_equal_scores_the_first_is_kept():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [50, 50, 60, 61]], np.float32)
     assert nms(boxes, np.full(4, 0.5, np.float32), 0.5).tolist() == [0, 2]
+
+
+def test_outputs_of_another_input():
+    outputs = dict(boxes=np.zeros((1, 16, 4)), scores=np.zeros((1, 16, 3)))
+    settings = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=5)
+    assert len(detect(outputs, described([[8, 8, 1]], settings), (32, 32))) == 1
+    with pytest.raises(UserError, match=r'An input of \(32, 40\) has 20 priors .*, and the outputs have 16\. Give'):
+        detect(outputs, described([[8, 8, 1]], settings), (32, 40))
+
+
+def test_a_description_without_levels():
+    with pytest.raises(UserError, match='this description of detection has none'):
+        detect({}, described(None, None), (32, 32))
+
+
+@pytest.mark.parametrize('key, value', [('nms_pre', '1000'), ('score_thr', True), ('max_per_img', None)])
+def test_settings_are_numbers(key, value):
+    settings = dict(nms=dict(type='nms', iou_threshold=0.5), **{key: value})
+    with pytest.raises(UserError, match=rf'{key} is a number, and this test_cfg has {key}={value!r}'):
+        check_settings(settings)

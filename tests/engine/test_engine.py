@@ -100,11 +100,25 @@ def test_files_of_two_exports(folder):
 
 def test_a_file_that_the_library_cannot_load(folder):
     path = engine_in(folder)
-    path.write_bytes(b'not a graph')
+    content = b'\x12\x05graph'
+    path.write_bytes(content)
     meta = json.loads(path.with_suffix('.json').read_text())
-    meta['files'][path.name] = hashlib.sha256(b'not a graph').hexdigest()
+    meta['files'][path.name] = hashlib.sha256(content).hexdigest()
     path.with_suffix('.json').write_text(json.dumps(meta))
     with pytest.raises(UserError, match=r'is a file that .* can load, and .* is not .*Export it again'):
+        Engine(path)
+
+
+@pytest.mark.parametrize('part', ['input', 'output'])
+def test_names_that_the_graph_does_not_have(folder, part):
+    path = engine_in(folder)
+    meta = json.loads(path.with_suffix('.json').read_text())
+    if part == 'input':
+        meta['input']['name'] = 'other'
+    else:
+        meta['outputs'] = ['pooled', 'other']
+    path.with_suffix('.json').write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=r"with \['image'\] and \['pooled'\] has no other\. Copy all files"):
         Engine(path)
 
 

@@ -251,7 +251,8 @@ def counts(monkeypatch) -> Counter:
 
     def counted(what: str):
         def call(*arguments, **options):
-            found[what] += 1
+            of_an_engine = what == 'hashes' and Path(arguments[0]).suffix != '.pth'
+            found[what] += not of_an_engine
             return real[what](*arguments, **options)
         return call
 
