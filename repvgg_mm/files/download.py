@@ -7,16 +7,20 @@ import hashlib
 import http.client
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, reason
 from .atomic import sha256_of
 
 WEB = ('http://', 'https://')
+MOST_SECONDS = 60  # without a byte from the server
+ODD_IN_NAMES = re.compile(r'[^\w.+=@ -]')  # of files: separators, control characters, what a shell takes for its own
+LONGEST_NAME = 120  # characters, which every file system has room for, with what torch adds
 
 
 def external_models() -> dict:
@@ -63,16 +67,33 @@ def local_path(source: str | os.PathLike) -> Path:
     if not is_remote(address):
         return Path(address).expanduser()
 
-    name = Path(unquote(urlparse(address).path)).name
-    if not name:
+    name = _name_in(address)
+    if name in ('', '.', '..'):
         raise UserError(
-            f'The address of a checkpoint ends in the name of a file, and {source} has none. '
+            f'The address of a checkpoint ends in the name of a file, and {without_password(str(source))} has none. '
             'Give the address of the file itself.')
 
     if _hash_in(name) is None:
-        of_address = hashlib.sha256(address.encode()).hexdigest()[:12]
+        of_address = hashlib.sha256(address.encode(errors='replace')).hexdigest()[:12]
         name = f'{Path(name).stem}.{of_address}{Path(name).suffix}'
     return Path(torch.hub.get_dir()) / 'checkpoints' / name
+
+
+def without_password(address: str) -> str:
+    """As it may stand on a screen and in a log."""
+    return re.sub(r'//[^/@]*@', '//', address)
+
+
+def _name_in(address: str) -> str:
+    """The last part of an address, as a file can be called; raises UserError if it is no address."""
+    try:
+        path = unquote(urlparse(address).path)
+    except ValueError as error:
+        raise UserError(
+            f'A checkpoint is downloaded from an address, and {without_password(address)} is none ({error}). '
+            'Check the address.') from None
+    name = ODD_IN_NAMES.sub('_', path.rpartition('/')[2])
+    return name[-LONGEST_NAME:]
 
 
 def download(source: str) -> tuple[Path, bool]:
@@ -107,19 +128,28 @@ def _is_distributed() -> bool:
 def _download_once(address: str, path: Path) -> bool:
     if not address.startswith(WEB):
         return False
+    shown = without_password(address)
     if path.is_file():
-        _check_hash(address, path)
+        _check_hash(shown, path)
         return False
+    if os.path.lexists(path):
+        raise UserError(
+            f'{shown} is downloaded to {path}, where there is something that is no file. Remove it, or download '
+            'the file and give its path.')
 
-    _tell(f'Downloading {address} to {path}')
+    _tell(f'Downloading {shown} to {path}')
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(MOST_SECONDS)  # torch sets none, and would wait for ever
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(address, str(path), _hash_in(path.name), progress=os.isatty(2))
     except (OSError, http.client.HTTPException, RuntimeError, ValueError) as error:
         raise UserError(
-            f'A checkpoint with an address is downloaded, and {address} could not be ({error}); nothing '
-            f'was left in {path.parent}. Check the address and the network, or download the file and give '
-            'its path.') from None
+            f'A checkpoint with an address is downloaded, and {shown} could not be '
+            f'({without_password(reason(error))}); nothing was left in {path.parent}. Check the address and the '
+            'network, or download the file and give its path.') from None
+    finally:
+        socket.setdefaulttimeout(before)
     return True
 
 
