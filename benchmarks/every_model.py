@@ -1,14 +1,18 @@
 """Every composition of the toolboxes' own configs with a RepVGG: converted, compared, exported or refused, as a table.
 
     python benchmarks/every_model.py [--toolbox mmseg mmdet] [--only WORD ...] [--shape 128 160] [--no-export]
+        [--images FOLDER]
 
 Of each set of types (segmentor or detector, neck, heads, losses left out) the first config is taken, its backbone
 replaced by RepVGG-A0 with the same output strides, and the channels that follow it by those of RepVGG. The norms
 have random statistics. A row says by which means both forms were compared, the worst error in float32 and in
-float64, and what became of the export. The last line counts; its stack traces should be 0.
+float64, and what became of the export. With --images, predictions of what was exported on pictures of a folder are
+compared with PyTorch's: the share of equal pixels, or of boxes that the other one has too. The last line counts; its
+stack traces should be 0.
 """
 
 import argparse
+import copy
 import io
 import logging
 import os
@@ -16,28 +20,37 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import mmcv
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement
 from mmengine.utils import get_installed_path
+from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repvgg_mm import RepVGG, UserError, compare_models, whole_model_convert
-from repvgg_mm.deploy.checkpoint import Checkpoint
+from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
 from repvgg_mm.deploy.conversion import convert_checkpoint
+from repvgg_mm.engine import Engine
+from repvgg_mm.engine.model import EngineModel
 from repvgg_mm.export.export import export
 from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.config import config_dicts
 from repvgg_mm.openmmlab.model import build_model
 
 ARCH = 'A0'
+MOST_IMAGES = 4
+SAME_BOX = dict(iou=0.99, score=1e-3)
 LARGER = (448, 512)  # for models that cannot take --shape
 LEFT_OUT = ('Loss', 'Assigner', 'Sampler', 'Cost', 'Hook', 'DataPreprocessor', 'BN', 'GN', 'ReLU', 'init')
 
@@ -49,6 +62,7 @@ class Row(NamedTuple):
     float64: str = ''
     not_run: str = ''
     exported: str = ''
+    predicted: str = ''
     failed: str = ''  # 'stack trace', 'refused', 'not built'
 
 
@@ -58,19 +72,22 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', metavar='WORD', help='only configs with one of these in their path')
     parser.add_argument('--shape', nargs=2, type=int, default=(128, 160))
     parser.add_argument('--export', action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument('--images', type=Path, help='a folder of pictures on which engines predict')
     parser.add_argument('--traces', action='store_true', help='print stack traces')
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter('ignore')
 
-    print('| config | compared | float32 | float64 | not compared | exported |\n|---|---|---|---|---|---|')
+    images = sorted(args.images.glob('*.jpg'))[:MOST_IMAGES] if args.images else []
+    print('| config | compared | float32 | float64 | not compared | exported | predictions |\n' + '|---' * 7 + '|')
     counts = Counter()
     for toolbox in args.toolbox:
         for name, cfg in compositions(toolbox, args.only):
-            row = try_model(f'{toolbox}: {name}', cfg, tuple(args.shape), args.export, args.traces)
+            row = try_model(f'{toolbox}: {name}', cfg, tuple(args.shape), args.export, args.traces, images)
             counts[row.failed.partition(':')[0] or 'converted'] += 1
             counts['exported'] += row.exported.startswith('error')
-            print('| ' + ' | '.join([*row[:5], row.failed + ' ' + row.exported]) + ' |', flush=True)
+            counts['predicted the same'] += row.predicted.startswith('100.00 %')
+            print('| ' + ' | '.join([*row[:5], row.failed + ' ' + row.exported, row.predicted]) + ' |', flush=True)
     print(', '.join(f'{what} {count}' for what, count in counts.items()))
 
 
@@ -109,7 +126,9 @@ def holders(cfg: Config) -> list:
     return [part for part in config_dicts(cfg.model) if isinstance(part.get('backbone'), dict)]
 
 
-def try_model(name: str, cfg: Config, shape: tuple[int, int], with_export: bool, traces: bool) -> Row:
+def try_model(
+    name: str, cfg: Config, shape: tuple[int, int], with_export: bool, traces: bool, images: list[Path]
+) -> Row:
     def failed(kind: str, error: Exception, **known: str) -> Row:
         if traces and kind != 'refused':
             traceback.print_exception(error)
@@ -168,7 +187,64 @@ def try_model(name: str, cfg: Config, shape: tuple[int, int], with_export: bool,
         except Exception as error:
             return failed('stack trace', error, **known)
         worst = max(done.description.compared[0].errors.values())
-        return Row(name, exported=f'error {worst:.0e}', **known)
+        known['exported'] = f'error {worst:.0e}'
+        if not images:
+            return Row(name, **known)
+        try:
+            engine = Engine(Path(folder) / 'engine' / 'engine.onnx', threads=1)
+            return Row(name, predicted=compare_predictions(cfg, engine, checkpoint, images), **known)
+        except UserError as error:
+            return Row(name, predicted=f'refused: {error}'[:250].replace('|', '/'), **known)
+        except Exception as error:
+            return failed('stack trace', error, **known)
+
+
+def compare_predictions(cfg: Config, engine: Engine, checkpoint: Checkpoint, images: list[Path]) -> str:
+    """The share of pixels or boxes on which an engine and the trained model agree."""
+    cfg = copy.deepcopy(cfg)
+    for part in config_dicts(cfg.model):
+        if 'score_thr' in part:
+            part['score_thr'] = 0  # of a network that learned nothing no box would be left
+    trained = load_model(cfg, checkpoint)
+    deployed = EngineModel(cfg, engine).eval()
+
+    same, total, classes = 0, 0, set()
+    for image in images:
+        first, second = (predict(model, image, engine.description.input.shape[2:]) for model in (trained, deployed))
+        if 'pred_sem_seg' in first:
+            equal = first.pred_sem_seg.data == second.pred_sem_seg.data
+            same, total = same + int(equal.sum()), total + equal.numel()
+            classes |= set(first.pred_sem_seg.data.unique().tolist())
+        else:
+            found = shared_boxes(first.pred_instances, second.pred_instances)
+            most = max(len(first.pred_instances), len(second.pred_instances))
+            same, total = same + found, total + most
+            classes |= set(first.pred_instances.labels.unique().tolist())
+    unit = 'pixels' if 'pred_sem_seg' in first else 'boxes'
+    return f'{100 * same / total:.2f} % of {total} {unit} of {len(classes)} classes'
+
+
+@torch.no_grad()
+def predict(model: nn.Module, path: Path, shape: Sequence[int]) -> BaseDataElement:
+    """Of the upper left part of a picture, in the size that the engine takes."""
+    image = mmcv.imread(path)
+    height, width = shape
+    image = mmcv.imrescale(image, (10_000, max(height, width)))[:height, :width]
+    sample_type = SegDataSample if 'Seg' in type(model.data_preprocessor).__name__ else DetDataSample
+    sizes = dict(img_shape=image.shape[:2], ori_shape=image.shape[:2], pad_shape=image.shape[:2])
+    sample = sample_type(metainfo=dict(scale_factor=(1., 1.), img_id=0, **sizes))
+    inputs = torch.from_numpy(image.copy()).permute(2, 0, 1)
+    prediction, = model.test_step(dict(inputs=[inputs], data_samples=[sample]))
+    return prediction
+
+
+def shared_boxes(first: BaseDataElement, second: BaseDataElement) -> int:
+    """How many boxes of the first are among the second's, with their label and score."""
+    overlaps = bbox_overlaps(first.bboxes, second.bboxes)
+    scores = (first.scores[:, None] - second.scores[None]).abs()
+    labels = first.labels[:, None] == second.labels[None]
+    same = (overlaps > SAME_BOX['iou']) & (scores < SAME_BOX['score']) & labels
+    return int(same.any(1).sum())
 
 
 def replace_backbone(holder: dict) -> None:

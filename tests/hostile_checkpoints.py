@@ -27,6 +27,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
+from repvgg_mm.demo.shapes import CLASSES
+
 
 class Calls:
     """Unpickling calls `function(*arguments)`."""
@@ -102,7 +104,15 @@ def weights() -> dict[str, torch.Tensor]:
 @functools.cache
 def small_model() -> nn.Module:
     torch.manual_seed(0)
-    return randomise_norms(MODELS.build(ConfigDict(pspnet_config())))
+    return randomise_norms(MODELS.build(ConfigDict(shapes_model())))
+
+
+def shapes_model() -> dict:
+    """A small PSPNet for the generated images."""
+    model = pspnet_config()
+    for head in ('decode_head', 'auxiliary_head'):
+        model[head]['num_classes'] = len(CLASSES)
+    return model
 
 
 CODE = {

@@ -167,15 +167,31 @@ def _check_head(model: nn.Module) -> bool:
     if isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead):
         inherited = [getattr(type(head), name) is getattr(owner, name) for name in PREDICTION]
         custom = getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
-        if all(inherited) and not custom:
+        if all(inherited) and not custom and _clips_at_the_border(head):
             return owner is GFLHead
 
     found = 'no bbox_head' if head is None else type(head).__name__
+    coder = getattr(head, 'bbox_coder', None)
+    if coder is not None:
+        found += f' and {type(coder).__name__}'
     raise UserError(
         f"Detectors are exported whose head predicts by mmdet's common rule, and {type(model).__name__} with "
         f'{found} is none of them. Supported are one-stage '
         'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead and heads that inherit their '
         'prediction.')
+
+
+def _clips_at_the_border(head: nn.Module) -> bool:
+    """Whether its coder clips boxes to 0 and the size of the image, as `detect` does; mmdet 1's clips a pixel before."""
+    generator = head.prior_generator
+    priors, *_ = generator.grid_priors([(2, 2)] * generator.num_levels, device='cpu')
+    if hasattr(head, 'anchor_center'):
+        priors = head.anchor_center(priors)
+    deltas = torch.linspace(-3, 3, 4 * len(priors)).reshape(-1, 4)
+    height, width = 9, 7
+    clipped, boxes = (head.bbox_coder.decode(priors, deltas, max_shape=shape) for shape in ((height, width), None))
+    expected = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=boxes.dtype))
+    return torch.equal(clipped, expected)
 
 
 def _rows(level: Tensor, channels: int) -> Tensor:                       # N, A * channels, H, W

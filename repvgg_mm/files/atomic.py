@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +13,11 @@ from os import PathLike
 from pathlib import Path
 
 from ..errors import UserError, reason
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CHUNK = 1 << 20  # bytes
 TORCH_COULD_NOT_WRITE = ('PytorchStreamWriter', 'unexpected pos', 'file write failed')
@@ -20,7 +27,8 @@ TORCH_COULD_NOT_WRITE = ('PytorchStreamWriter', 'unexpected pos', 'file write fa
 def atomic_path(path: str | PathLike) -> Iterator[Path]:
     """A temporary path in the folder of `path`, renamed to `path` if the body succeeds and removed if not.
 
-    A killed process can leave the temporary file `.NAME.xxxxxxxx`, which nothing takes for `path`.
+    A killed process can leave the temporary file `.NAME.xxxxxxxx`, which nothing takes for `path`, and which the next
+    writing removes.
 
     Raises:
         UserError: the folder cannot be written to or is full.
@@ -28,15 +36,17 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent, path.name)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
         os.close(handle)
         temporary = Path(name)
 
         try:
-            yield temporary
-            _sync_file(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            os.replace(temporary, path)
+            with _held(temporary):
+                yield temporary
+                _sync_file(temporary)
+                temporary.chmod(0o666 & ~_umask())
+                os.replace(temporary, path)
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -55,7 +65,7 @@ def atomic_folder(path: str | PathLike) -> Iterator[Path]:
     """A temporary folder whose files are in the folder `path` if the body succeeds, and gone if not.
 
     `path` is made, or keeps its other files; a file of the same name is replaced. Where it is new, all
-    files appear in one step.
+    files appear in one step. What a killed process left is removed, as in `atomic_path`.
 
     Raises:
         UserError: the folder cannot be written to or is full.
@@ -65,21 +75,12 @@ def atomic_folder(path: str | PathLike) -> Iterator[Path]:
     parent = path if existed else path.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent, path.name)
         with tempfile.TemporaryDirectory(dir=parent, prefix=f'.{path.name}.', ignore_cleanup_errors=True) as name:
             temporary = Path(name)
-            yield temporary
-
-            files = sorted(temporary.iterdir())
-            for file in files:
-                _sync_file(file)
-                file.chmod(0o666 & ~_umask())
-
-            if existed:
-                for file in files:
-                    os.replace(file, path / file.name)
-            else:
-                temporary.chmod(0o777 & ~_umask())
-                os.replace(temporary, path)
+            with _held(temporary):
+                yield temporary
+                _move_files(temporary, path, existed)
             _sync_folder(parent)
 
     except OSError as error:
@@ -116,18 +117,72 @@ def check_output_file(flag: str, path: Path | None, *suffixes: str) -> None:
 
 
 def check_output_folder(folder: Path, overwrite: bool) -> None:
-    """Raise UserError if `folder` is a file, or not empty and not to be overwritten."""
+    """Raise UserError if `folder` is a file, or not empty and not to be overwritten.
+
+    What a killed `atomic_folder` left in it is removed and does not count.
+    """
     if not folder.exists():
         return
 
     if not folder.is_dir():
         raise UserError(f'--out is a folder, and {folder} is a file. Choose another name.')
 
+    _remove_abandoned(folder, folder.name)
     content = list(folder.iterdir())
     if content and not overwrite:
         raise UserError(
             f'--out is a new or empty folder, and {folder} holds {len(content)} files. '
             'Choose another, or add --overwrite.')
+
+
+def _move_files(temporary: Path, path: Path, existed: bool) -> None:
+    """Let the files of a folder be those of `path`: one by one where it was there before, all in one step if not."""
+    files = sorted(temporary.iterdir())
+    for file in files:
+        _sync_file(file)
+        file.chmod(0o666 & ~_umask())
+
+    if existed:
+        for file in files:
+            os.replace(file, path / file.name)
+    else:
+        temporary.chmod(0o777 & ~_umask())
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Hold a file or folder, and say whether nobody else does. A process that ends, or is killed, holds nothing.
+
+    Always False where there are no such locks: on Windows and some network drives.
+    """
+    if fcntl is None:
+        yield False
+        return
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError:
+            free = False
+        yield free
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(folder: Path, name: str) -> None:
+    """Remove what writing `name` in `folder` left when it was killed; that of a process that still writes stays."""
+    temporary = re.compile(rf'\.{re.escape(name)}\.\w{{8}}')
+    for path in folder.iterdir():
+        if not temporary.fullmatch(path.name) or path.is_symlink():
+            continue
+        with suppress(OSError), _held(path) as free:
+            if free and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif free:
+                path.unlink()
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

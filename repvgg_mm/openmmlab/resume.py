@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError, first_line
 from ..files.checkpoint import read_checkpoint
+from .work_dir import is_outdated
 
 SEEDS = 1 << 32  # numpy's generator takes a seed below it
 LIMITS = {'epoch': 1 << 31, 'iter': 1 << 40, 'seed': SEEDS}
@@ -29,7 +30,7 @@ RUN_PARTS = ('meta', 'state_dict', 'message_hub', 'optimizer')  # of a checkpoin
 def resume_latest(cfg: Config, *, trust: bool = False) -> str:
     """Let the Runner of `cfg` continue from the latest checkpoint in its work dir, see `resume_from`.
 
-    The latest is the one of the name that `last_checkpoint` gives or, if that one is not there, the newest
+    The latest is the one of the name that `last_checkpoint` gives or, if that one is not there or outdated, the newest
     `iter_*.pth` or `epoch_*.pth`. Returns its path.
 
     Raises:
@@ -39,7 +40,7 @@ def resume_latest(cfg: Config, *, trust: bool = False) -> str:
     latest = Path(find_latest_checkpoint(cfg.work_dir) or '')
     if (work_dir / latest.name).is_file():  # a copied work dir still names the checkpoints of the other one
         latest = work_dir / latest.name
-    if not latest.is_file():
+    if not latest.is_file() or is_outdated(latest):
         latest = _newest_step(work_dir)
     resume_from(cfg, str(latest), trust=trust)
     return str(latest)

@@ -66,9 +66,14 @@ def remove_leftovers(work_dir: Path) -> None:
 
     for marker in work_dir.glob(OUTDATED.format('*.pth')):
         outdated = work_dir / marker.name.removeprefix('.').removesuffix('.is_outdated')
-        if outdated.is_file() and _has_newer(work_dir, outdated):
+        if is_outdated(outdated):
             outdated.unlink()
         marker.unlink()
+
+
+def is_outdated(checkpoint: Path) -> bool:
+    """Whether a training was about to remove it, and has written a later one: then the next training removes it."""
+    return checkpoint.is_file() and _marker(checkpoint).exists() and _has_newer(checkpoint)
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -148,10 +153,10 @@ def keep_to_folders(info: MutableMapping, folders: list[Path]) -> None:
         info.pop(STEPS_KEPT)
 
 
-def _has_newer(work_dir: Path, checkpoint: Path) -> bool:
+def _has_newer(checkpoint: Path) -> bool:
     written = checkpoint.stat().st_mtime_ns
     kind = checkpoint.name.rstrip('0123456789.pth')
-    return any(path.stat().st_mtime_ns > written for path in work_dir.glob(f'{kind}*.pth'))
+    return any(path.stat().st_mtime_ns > written for path in checkpoint.parent.glob(f'{kind}*.pth'))
 
 
 def _marker(checkpoint: Path) -> Path:

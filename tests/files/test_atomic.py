@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,44 @@ def test_new_files_and_folders_have_the_usual_permissions(tmp_path):
     assert (tmp_path / 'folder' / 'file').stat().st_mode == (tmp_path / 'plain' / 'file').stat().st_mode
 
 
+def killed_in(context, path: Path) -> None:
+    """A process that is killed in the body of `context(path)`."""
+    child = os.fork()
+    if child == 0:
+        with context(path) as temporary:
+            if temporary.is_dir():
+                (temporary / 'a').write_text('half')
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize('context, existed', [(atomic_path, False), (atomic_folder, False), (atomic_folder, True)])
+def test_what_a_killed_process_left_is_removed_by_the_next_writing(tmp_path, context, existed):
+    path, parent = tmp_path / 'out', tmp_path
+    if existed:
+        path.mkdir()
+        parent = path
+    for _ in range(2):
+        killed_in(context, path)
+        assert [name for name in os.listdir(parent) if re.fullmatch(r'\.out\.\w{8}', name)]
+    others = ['.out.not-ours', '.out2.abcdefgh', 'out.abcdefgh']
+    for name in others:
+        (parent / name).write_text('mine')
+
+    with context(path) as first, context(path) as second:  # who still writes keeps what it has
+        assert first.exists() and second.exists()
+    assert sorted(os.listdir(parent)) == sorted(others + ([] if existed else ['out']))
+
+
+def test_an_output_folder_that_only_a_killed_process_wrote_to(tmp_path):
+    folder = tmp_path / 'out'
+    folder.mkdir()
+    killed_in(atomic_folder, folder)
+    assert len(os.listdir(folder)) == 1
+    check_output_folder(folder, overwrite=False)
+    assert os.listdir(folder) == []
+
+
 @pytest.fixture
 def windows(monkeypatch):
     """System calls that fail as those of Windows do. Gives the set of files that are in use."""
@@ -86,6 +125,7 @@ def windows(monkeypatch):
             raise PermissionError(13, 'The process cannot access the file', str(target))
         replaced(source, target)
 
+    monkeypatch.setattr('repvgg_mm.files.atomic.fcntl', None)
     monkeypatch.setattr(os, 'open', open_no_folder)
     monkeypatch.setattr(os, 'fsync', sync_what_may_be_written)
     monkeypatch.setattr(os, 'replace', replace_no_file_in_use)

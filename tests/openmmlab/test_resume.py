@@ -157,6 +157,19 @@ def test_the_newest_file_is_taken_if_last_checkpoint_names_none(named, tmp_path)
     assert resume_latest(Config(dict(work_dir=str(tmp_path)))) == str(tmp_path / 'iter_2.pth')
 
 
+def test_an_outdated_checkpoint_is_not_the_latest(tmp_path):
+    """Killed between writing the next one and the name of the latest, which the next training removes."""
+    for moment, name in enumerate(['iter_3.pth', 'iter_4.pth']):
+        os.utime(checkpoint(tmp_path / name), (moment, moment))
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_3.pth'))
+    cfg = Config(dict(work_dir=str(tmp_path)))
+    assert resume_latest(cfg) == str(tmp_path / 'iter_3.pth')
+    (tmp_path / '.iter_3.pth.is_outdated').touch()
+    assert resume_latest(cfg) == str(tmp_path / 'iter_4.pth')
+    (tmp_path / 'iter_4.pth').unlink()
+    assert resume_latest(cfg) == str(tmp_path / 'iter_3.pth')
+
+
 @pytest.mark.parametrize('set_to, expected', [
     (None, dict(seed=5)), (dict(seed=None, deterministic=True), dict(seed=5, deterministic=True)),
     (dict(seed=7), dict(seed=7)), (dict(seed=0), dict(seed=0))])
