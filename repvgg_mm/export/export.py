@@ -15,19 +15,19 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from ..convert.compare import relative_error
 from ..deploy.checkpoint import Checkpoint
 from ..deploy.config import deploy_config
 from ..deploy.conversion import Conversion, convert_checkpoint, in_channels
-from ..engine.description import Comparison, Description, Input, InputPreprocessing, write_description
+from ..engine.description import Description, Input, InputPreprocessing, write_description
 from ..engine.detections import check_settings, level_sizes
 from ..engine.engine import Engine, optional
-from ..errors import UserError, reason
+from ..errors import UserError
 from ..files.atomic import atomic_folder, check_output_folder
 from ..openmmlab.data import check_dataset, validation_set
-from ..openmmlab.model import arch_of_config, build_model, decode_head_of, is_segmentor, shape_of_config
+from ..openmmlab.model import arch_of_config, build_model, is_segmentor, shape_of_config
 from ..openmmlab.preprocessing import Preprocessing
 from ..version import __version__
+from .agreement import check_agreement, run_network, size_text
 from .engine_files import STEM, write_engine
 from .networks import Preprocess, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
@@ -35,7 +35,6 @@ from .pooling import replace_adaptive_pooling
 from .quantise import quantise_engine
 from .target import Target, check_exporter
 
-TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
 TRACED = (2, 288, 416)  # batch, height and width of the example of a dynamic export: no map of it has a side of 1
 OTHER = (13, 27)  # by which the second size differs on which a dynamic engine is compared
 Progress = Callable[[str], None]
@@ -89,18 +88,15 @@ def export(
         prepared = prepare(cfg, checkpoint, target, progress=progress)
         path, description = write_engine(prepared.graph, prepared.description, folder)
 
-        sizes = ', '.join(_size(inputs.shape) for inputs in prepared.inputs)
+        sizes = ', '.join(size_text(inputs.shape) for inputs in prepared.inputs)
         progress(f'Running the engine on {sizes} and comparing')
-        engine = Engine(path)
-        compared = []
-        for inputs in prepared.inputs:
-            errors = compare_engine(engine, prepared.reference, inputs)
-            compared.append(Comparison(list(inputs.shape), errors))
-        tolerance = TOLERANCES[target.precision]
-        check_errors(compared, target.precision, tolerance)
+        agreement = check_agreement(Engine(path), prepared.reference, prepared.inputs, target.precision)
+        if agreement.note:
+            progress(agreement.note)
 
         description = write_description(path, replace(
-            description, compared=compared, tolerance=tolerance, computed_in=engine.computed_in))
+            description, compared=agreement.compared, tolerance=agreement.tolerance,
+            computed_in=agreement.computed_in))
         if target.precision == 'int8':
             content = prepared.graph.SerializeToString()
             description = quantise_engine(
@@ -153,13 +149,13 @@ def prepare(cfg: Config, checkpoint: Checkpoint, target: Target, *, progress: Pr
     rewritten = replace_adaptive_pooling(copy.deepcopy(model))  # norms are folded in the graph, where it can be seen
     network = network_of(rewritten, inside, target.argmax)
 
-    outputs = _run(reference, inputs[0])
+    outputs = run_network(reference, inputs[0])
     names = network.outputs[:len(outputs)]
     described = describe(cfg, checkpoint, model, target, inputs[0], names)
     if described.task == 'detection':
         described = _describe_detector(described, reference, inputs[0], outputs[0].shape[1])
 
-    shown = 'any size' if target.dynamic else _size(inputs[0].shape)
+    shown = 'any size' if target.dynamic else size_text(inputs[0].shape)
     progress(f'Exporting {described.model} with torch {torch.__version__}, {shown}')
     graph = to_onnx(network, example, names, target.dynamic_axes)
     progress('Checking the graph')
@@ -247,47 +243,6 @@ def _describe_detector(description: Description, reference: nn.Module, inputs: T
     return description
 
 
-@torch.no_grad()
-def compare_engine(engine: Engine, reference: nn.Module, inputs: Tensor) -> dict[str, float]:
-    """Worst relative error of each output of `engine` on `inputs`, against the network `reference` in PyTorch.
-
-    Of a label map it is the most that a chosen class's logit lies below the largest, relative to the
-    largest logit of all: two classes that are equal in float32 may be chosen either way.
-
-    Raises:
-        UserError: an output has another shape.
-    """
-    expected = _run(reference, inputs)
-    found = {name: torch.from_numpy(array) for name, array in engine(inputs.numpy()).items()}
-    if 'labels' in found:
-        logits = expected[0]
-        if logits.shape[1] == 1:
-            logits = _two_classes(logits, decode_head_of(reference.model).threshold)
-        chosen = logits.gather(1, found['labels'].long()[:, None])
-        expected = [logits.amax(1)]
-        found = dict(labels=chosen[:, 0])
-
-    expected_shapes = [tuple(tensor.shape) for tensor in expected]
-    found_shapes = [tuple(tensor.shape) for tensor in found.values()]
-    if expected_shapes != found_shapes:
-        raise UserError(
-            f'An engine gives what PyTorch gives, and for an input of {tuple(inputs.shape)} its outputs '
-            f'have the shapes {found_shapes} instead of {expected_shapes}. Nothing was written: export without '
-            '--dynamic.')
-    return {name: relative_error(tensor, found[name]) for name, tensor in zip(found, expected)}
-
-
-def check_errors(compared: Sequence[Comparison], precision: str, tolerance: float) -> None:
-    """UserError if an output of an engine differs from PyTorch's by more than `tolerance`, relative."""
-    for comparison in compared:
-        for name, error in comparison.errors.items():
-            if not error <= tolerance:
-                raise UserError(
-                    f'An engine in {precision} must agree with PyTorch to {tolerance:g} relative, and {name} '
-                    f'differs by {error:.1e} on an input of {_size(comparison.shape)}. Nothing was '
-                    'written: try the other --engine, or look for values beyond float32.')
-
-
 def trtexec(description: Description, name: str = f'{STEM}.onnx') -> str:
     """The commands that make a TensorRT engine of an ONNX engine and compare the two, for a machine with a GPU."""
     wanted, name = description.input, shlex.quote(name)
@@ -296,27 +251,10 @@ def trtexec(description: Description, name: str = f'{STEM}.onnx') -> str:
         traced = description.compared[0].shape
         sizes = {'min': [1, *traced[1:]], 'opt': traced, 'max': [4, *traced[1:]]}
         for kind, size in sizes.items():
-            shapes += f' --{kind}Shapes={wanted.name}:{_size(size)}'
+            shapes += f' --{kind}Shapes={wanted.name}:{size_text(size)}'
     return (
         f'trtexec --onnx={name} --saveEngine={STEM}.plan --fp16{shapes}\n'
         f'polygraphy run {name} --trt --fp16 --onnxrt --rtol 1e-2 --atol 1e-2')
-
-
-def _run(network: nn.Module, inputs: Tensor) -> list[Tensor]:
-    try:
-        with torch.no_grad():
-            outputs = network(inputs)
-    except Exception as error:  # whatever a model raises
-        raise UserError(
-            f'The model runs on an input of {_size(inputs.shape)} before it is exported, and cannot take it: '
-            f'{reason(error)}. Choose another with --shape H W.') from None
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _two_classes(logits: Tensor, threshold: float) -> Tensor:     # N, 1, H, W -> N, 2, H, W
-    """Of one channel, whose class is 1 where the sigmoid is above `threshold`."""
-    margin = logits[:, 0] - torch.logit(torch.tensor(threshold))
-    return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
 def _images(model: nn.Module, size: Sequence[int], preprocess: bool) -> Tensor:
@@ -326,7 +264,3 @@ def _images(model: nn.Module, size: Sequence[int], preprocess: bool) -> Tensor:
     if preprocess:
         return torch.randint(256, (batch, height, width, 3), generator=generator, dtype=torch.uint8)
     return torch.randn(batch, in_channels(model), height, width, generator=generator)
-
-
-def _size(shape: Sequence[int]) -> str:
-    return 'x'.join(map(str, shape))

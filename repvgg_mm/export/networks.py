@@ -182,7 +182,7 @@ def _check_head(model: nn.Module) -> bool:
 
 
 def _clips_at_the_border(head: nn.Module) -> bool:
-    """Whether its coder clips boxes to 0 and the size of the image, as `detect` does; mmdet 1's clips a pixel before."""
+    """Whether its coder clips boxes to 0 and the image, as `detect` does; that of mmdet 1 clips a pixel before."""
     generator = head.prior_generator
     priors, *_ = generator.grid_priors([(2, 2)] * generator.num_levels, device='cpu')
     if hasattr(head, 'anchor_center'):

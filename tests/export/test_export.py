@@ -27,7 +27,7 @@ from repvgg_mm.engine.description import Comparison, Input
 from repvgg_mm.engine.detections import detect
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.export.engine_files import write_engine
-from repvgg_mm.export.export import Prepared, check_errors, compare_engine, export, prepare, shape_of_tests, trtexec
+from repvgg_mm.export.export import Prepared, export, prepare, shape_of_tests, trtexec
 from repvgg_mm.export.target import Target
 from repvgg_mm.files import atomic
 from repvgg_mm.files import checkpoint as checkpoint_files
@@ -317,28 +317,6 @@ def test_a_size_that_the_model_cannot_take(segmentor_cfg, tmp_path):
     with pytest.raises(UserError, match=r'an input of 1x3x8x8 before .* cannot take it: .*--shape H W'):
         export(cfg, Checkpoint.read(tmp_path / 'deploy.pth'), tmp_path / 'out', Target(shape=(8, 8)), progress=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ['deploy.pth']
-
-
-def test_an_engine_that_differs_is_refused():
-    close = Comparison([1, 3, 8, 9], dict(logits=1e-6))
-    check_errors([close, Comparison([2, 3, 9, 9], dict(logits=1e-4))], 'fp32', 1e-4)
-    with pytest.raises(UserError, match=r'fp32 must agree with PyTorch to 0\.0001 .* 2\.0e-04 on an input of 2x3x9x9'):
-        check_errors([close, Comparison([2, 3, 9, 9], dict(logits=2e-4))], 'fp32', 1e-4)
-    with pytest.raises(UserError, match='differs by nan'):
-        check_errors([close, Comparison([2, 3, 9, 9], dict(logits=float('nan')))], 'fp32', 1e-4)
-
-
-def test_wrong_labels_are_seen(exported, segmentor_cfg, segmentor_checkpoint):
-    prepared = prepare(segmentor_cfg, segmentor_checkpoint, Target(shape=(75, 93), argmax=True, preprocess=True),
-                       progress=quiet)
-    engine = Engine(exported / 'engine.onnx')
-    assert compare_engine(engine, prepared.reference, prepared.inputs[0])['labels'] < TOLERANCE
-
-    def one_pixel_wrong(images):
-        labels = engine(images)['labels'].copy()
-        labels[0, 40, 50] = (labels[0, 40, 50] + 1) % 3
-        return dict(labels=labels)
-    assert compare_engine(one_pixel_wrong, prepared.reference, prepared.inputs[0])['labels'] > TOLERANCE
 
 
 def test_trtexec_names_the_sizes_of_a_dynamic_engine():

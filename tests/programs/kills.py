@@ -80,7 +80,12 @@ def finish(command: list[object]) -> float:
 
 
 def temporary_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob('.*') if TEMPORARY.fullmatch(path.name)]
+    """Also while another process makes and removes them."""
+    while True:
+        try:
+            return [path for path in folder.rglob('.*') if TEMPORARY.fullmatch(path.name)]
+        except FileNotFoundError:
+            continue
 
 
 def kill(command: list[object], folder: Path, seconds: float, rng: random.Random) -> str:

@@ -1,0 +1,151 @@
+"""Whether an engine computes what PyTorch does."""
+
+from __future__ import annotations
+
+import copy
+import math
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..convert.compare import relative_error
+from ..convert.reproducible import running_in
+from ..engine.description import Comparison
+from ..engine.engine import Engine
+from ..errors import UserError, reason
+from ..openmmlab.model import decode_head_of
+
+TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
+TIMES_AS_FAR = 4  # from the exact outputs may an engine be, where rounding alone takes PyTorch away from them
+OF_OTHER_DATA = (AttributeError, TypeError, KeyError, NotImplementedError)  # raised by a model that wants more
+
+
+class Agreement(NamedTuple):
+    """An engine that agrees: its errors, what they were held against, and a note where rounding explains them."""
+
+    compared: list[Comparison]
+    tolerance: float
+    computed_in: str
+    note: str = ''
+
+
+def check_agreement(engine: Engine, reference: nn.Module, inputs: Sequence[Tensor], precision: str) -> Agreement:
+    """The errors of `compare_engine` on each input, none above the tolerance of `precision`.
+
+    Where a network amplifies rounding, PyTorch's float32 is as far from the exact outputs, those in float64, as the
+    engine's is. Then the tolerance is `TIMES_AS_FAR` times that distance.
+
+    Raises:
+        UserError: an output differs by more than rounding explains.
+    """
+    compared = []
+    for one in inputs:
+        errors = compare_engine(engine, reference, one)
+        compared.append(Comparison(list(one.shape), errors))
+
+    tolerance = TOLERANCES[precision]
+    try:
+        check_errors(compared, precision, tolerance)
+    except UserError:
+        in_float32 = precision != 'bf16' and all(one.is_floating_point() for one in inputs)
+        if not in_float32 or 'labels' in engine.description.outputs:
+            raise
+        return _explained_by_rounding(engine, reference, inputs, precision)
+    return Agreement(compared, tolerance, engine.computed_in)
+
+
+@torch.no_grad()
+def compare_engine(engine: Engine, reference: nn.Module, inputs: Tensor) -> dict[str, float]:
+    """Worst relative error of each output of `engine` on `inputs`, against the network `reference` in PyTorch.
+
+    Of a label map it is the most that a chosen class's logit lies below the largest, relative to the
+    largest logit of all: two classes that are equal in float32 may be chosen either way.
+
+    Raises:
+        UserError: an output has another shape.
+    """
+    expected = run_network(reference, inputs)
+    found = {name: torch.from_numpy(array) for name, array in engine(inputs.numpy()).items()}
+    if 'labels' in found:
+        logits = expected[0]
+        if logits.shape[1] == 1:
+            logits = _two_classes(logits, decode_head_of(reference.model).threshold)
+        chosen = logits.gather(1, found['labels'].long()[:, None])
+        expected = [logits.amax(1)]
+        found = dict(labels=chosen[:, 0])
+
+    expected_shapes = [tuple(tensor.shape) for tensor in expected]
+    found_shapes = [tuple(tensor.shape) for tensor in found.values()]
+    if expected_shapes != found_shapes:
+        raise UserError(
+            f'An engine gives what PyTorch gives, and for an input of {tuple(inputs.shape)} its outputs '
+            f'have the shapes {found_shapes} instead of {expected_shapes}. Nothing was written: export without '
+            '--dynamic.')
+    return {name: relative_error(tensor, found[name]) for name, tensor in zip(found, expected)}
+
+
+def check_errors(compared: Sequence[Comparison], precision: str, tolerance: float) -> None:
+    """UserError if an output of an engine differs from PyTorch's by more than `tolerance`, relative."""
+    for comparison in compared:
+        for name, error in comparison.errors.items():
+            if not error <= tolerance:
+                raise UserError(
+                    f'An engine in {precision} must agree with PyTorch to {tolerance:g} relative, and {name} '
+                    f'differs by {error:.1e} on an input of {size_text(comparison.shape)}. Nothing was '
+                    'written: try the other --engine, or look for values beyond float32.')
+
+
+def run_network(network: nn.Module, inputs: Tensor) -> list[Tensor]:
+    """Its outputs; UserError if it cannot take the input."""
+    try:
+        with torch.no_grad():
+            outputs = network(inputs)
+    except Exception as error:  # whatever a model raises
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        next_step = 'Choose another with --shape H W.'
+        if isinstance(error, OF_OTHER_DATA):
+            next_step = 'It wants more than images: convert it, and run the deploy form with PyTorch.'
+        raise UserError(
+            f'The model runs on an input of {size_text(inputs.shape)} before it is exported, and cannot take it: '
+            f'{reason(error)} ({place.filename}, line {place.lineno}). {next_step}') from None
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def size_text(shape: Sequence[int]) -> str:
+    """'1x3x512x512' and its like."""
+    return 'x'.join(map(str, shape))
+
+
+def _explained_by_rounding(
+    engine: Engine, reference: nn.Module, inputs: Sequence[Tensor], precision: str
+) -> Agreement:
+    """The agreement with the exact outputs, if the engine is as near to them as PyTorch's float32 is."""
+    exact = copy.deepcopy(reference).double()
+    own, compared = 0., []
+    for one in inputs:
+        with running_in(torch.float64):
+            expected = run_network(exact, one.double())
+        in_float32 = run_network(reference, one)
+        own = max([own, *map(relative_error, expected, in_float32)])
+
+        found = [torch.from_numpy(array) for array in engine(one.numpy()).values()]
+        names = engine.description.outputs
+        errors = dict(zip(names, map(relative_error, expected, found)))
+        compared.append(Comparison(list(one.shape), errors))
+
+    tolerance = TOLERANCES[precision]
+    if math.isfinite(own):
+        tolerance = max(tolerance, TIMES_AS_FAR * own)
+    check_errors(compared, precision, tolerance)
+    return Agreement(compared, tolerance, engine.computed_in, (
+        f'This network amplifies the rounding of float32: PyTorch is {own:.1e} away from its own exact outputs, those '
+        f'in float64. The engine is held against these, to {tolerance:.1e}.'))
+
+
+def _two_classes(logits: Tensor, threshold: float) -> Tensor:     # N, 1, H, W -> N, 2, H, W
+    """Of one channel, whose class is 1 where the sigmoid is above `threshold`."""
+    margin = logits[:, 0] - torch.logit(torch.tensor(threshold))
+    return torch.stack([torch.zeros_like(margin), margin], 1)

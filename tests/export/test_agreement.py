@@ -1,0 +1,116 @@
+"""An engine agrees with PyTorch, or is no further from the exact outputs than PyTorch's own rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engines import description, quiet
+from torch import Tensor, nn
+
+from repvgg_mm import UserError
+from repvgg_mm.engine.description import Comparison
+from repvgg_mm.engine.engine import Engine
+from repvgg_mm.export.agreement import check_agreement, check_errors, compare_engine, run_network
+from repvgg_mm.export.export import export, prepare
+from repvgg_mm.export.target import Target
+
+LARGE = 65536.  # of whose neighbours in float32 the next one is 0.004 away
+INPUTS = torch.linspace(-3, 3, 192).reshape(1, 3, 8, 8)
+
+
+class Amplifies(nn.Module):
+    """The identity, but for rounding."""
+
+    def __init__(self, order: int = 1) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.order * LARGE) - self.order * LARGE
+
+
+def engine_of(network: nn.Module, error: float = 0.) -> object:
+    """What stands for an engine: it computes `network` in float32, and adds an error to one number."""
+    def call(images: object) -> dict:
+        outputs = network(torch.as_tensor(images)).clone()
+        outputs.view(-1)[7] += error
+        return dict(logits=outputs.numpy())
+
+    call.description, call.computed_in = description(outputs=['logits']), 'f32'
+    return call
+
+
+def test_an_engine_that_differs_is_refused():
+    close = Comparison([1, 3, 8, 9], dict(logits=1e-6))
+    check_errors([close, Comparison([2, 3, 9, 9], dict(logits=1e-4))], 'fp32', 1e-4)
+    with pytest.raises(UserError, match=r'fp32 must agree with PyTorch to 0\.0001 .* 2\.0e-04 on an input of 2x3x9x9'):
+        check_errors([close, Comparison([2, 3, 9, 9], dict(logits=2e-4))], 'fp32', 1e-4)
+    with pytest.raises(UserError, match='differs by nan'):
+        check_errors([close, Comparison([2, 3, 9, 9], dict(logits=float('nan')))], 'fp32', 1e-4)
+
+
+def test_an_engine_that_agrees_needs_no_explanation():
+    agreement = check_agreement(engine_of(nn.Identity(), 1e-5), nn.Identity(), [INPUTS, INPUTS[:, :, 2:]], 'fp32')
+    assert agreement.note == '' and agreement.tolerance == 1e-4 and agreement.computed_in == 'f32'
+    assert [one.shape for one in agreement.compared] == [[1, 3, 8, 8], [1, 3, 6, 8]]
+    assert agreement.compared[0].errors['logits'] == pytest.approx(1e-5 / 3, rel=0.1)
+
+
+def test_rounding_that_the_network_amplifies_is_no_fault():
+    own = compare_engine(engine_of(nn.Identity()), Amplifies(), INPUTS)['logits']
+    other_rounding = engine_of(Amplifies(-1), 1e-3)
+    with pytest.raises(UserError, match='must agree with PyTorch'):
+        check_errors([Comparison([], compare_engine(other_rounding, Amplifies(), INPUTS))], 'fp32', 1e-4)
+    agreement = check_agreement(other_rounding, Amplifies(), [INPUTS], 'fp32')
+    assert 5e-4 < own < 2e-3 and agreement.tolerance == pytest.approx(4 * own, rel=0.1)
+    assert agreement.note.startswith('This network amplifies the rounding of float32: PyTorch is 1.3e-03 away')
+
+
+@pytest.mark.parametrize('engine, reference, precision', [
+    (engine_of(Amplifies(), 0.1), Amplifies(), 'fp32'),           # beyond its rounding
+    (engine_of(nn.Identity(), 1e-3), nn.Identity(), 'fp32'),      # there is no rounding
+    (engine_of(nn.Identity(), float('nan')), Amplifies(), 'fp32'),
+    (engine_of(Amplifies(), 1.), Amplifies(), 'bf16')])
+def test_what_rounding_does_not_explain_is_refused(engine, reference, precision):
+    with pytest.raises(UserError, match=rf'An engine in {precision} must agree with PyTorch to'):
+        check_agreement(engine, reference, [INPUTS], precision)
+
+
+def test_a_network_that_is_not_finite_explains_nothing():
+    class Infinite(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / torch.zeros_like(x)
+
+    with pytest.raises(UserError, match='differs by inf'):
+        check_agreement(engine_of(nn.Identity()), Infinite(), [INPUTS], 'fp32')
+
+
+def test_wrong_labels_are_seen(segmentor_cfg, segmentor_checkpoint, tmp_path):
+    target = Target(shape=(75, 93), argmax=True, preprocess=True)
+    export(segmentor_cfg, segmentor_checkpoint, tmp_path / 'out', target, progress=quiet)
+    prepared = prepare(segmentor_cfg, segmentor_checkpoint, target, progress=quiet)
+    engine = Engine(tmp_path / 'out' / 'engine.onnx')
+    assert compare_engine(engine, prepared.reference, prepared.inputs[0])['labels'] < 1e-4
+
+    def one_pixel_wrong(images: object) -> dict:
+        labels = engine(images)['labels'].copy()
+        labels[0, 40, 50] = (labels[0, 40, 50] + 1) % 3
+        return dict(labels=labels)
+    assert compare_engine(one_pixel_wrong, prepared.reference, prepared.inputs[0])['labels'] > 1e-4
+
+
+@pytest.mark.parametrize('error, advice', [
+    (ValueError('too small'), r'too small \(.*test_agreement\.py, line \d+\)\. Choose another with --shape H W'),
+    (AttributeError("'tuple' has no attribute 'dim'"), r'It wants more than images: convert it, and run'),
+    (AssertionError(), r'cannot take it: AssertionError \(.*test_agreement\.py')])
+def test_a_network_that_cannot_take_the_input(error, advice):
+    def network(images: Tensor) -> Tensor:
+        raise error
+
+    with pytest.raises(UserError, match=rf'runs on an input of 1x3x8x8 .*{advice}'):
+        run_network(network, INPUTS)
+
+
+def test_outputs_of_another_shape():
+    with pytest.raises(UserError, match=r'have the shapes \[\(1, 3, 4, 4\)\] instead of \[\(1, 3, 8, 8\)\]'):
+        compare_engine(engine_of(nn.AvgPool2d(2)), nn.Identity(), INPUTS)
