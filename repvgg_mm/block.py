@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .branch_sum import Geometry, Norm, branch_sum, centres
-from .environment import cpu_autocast_dtype
+from .environment import cpu_autocast_dtype, is_compiling
 from .errors import UserError
-from .fusion import ScaleShift, fuse_branches, scale_shift_of_norm
+from .fusion import Kept, ScaleShift, can_be_kept, fuse_branches, scale_shift_of_norm
 
 
 class Conv1x1(nn.Conv2d):
@@ -67,6 +67,7 @@ class RepVGGBlock(nn.Module):
 
     # Whether the branches are computed together where that is the same; `branch_by_branch` turns it off.
     fuse_on_the_fly = True
+    _kept: Kept | None = None  # what `fuse` gave, in evaluation on a CPU
 
     def __init__(
         self,
@@ -112,11 +113,13 @@ class RepVGGBlock(nn.Module):
     @property
     def deploy(self) -> bool:
         """Whether the block is in deploy form."""
-        return hasattr(self, 'branch_reparam')
+        return 'branch_reparam' in self._modules  # hasattr costs microseconds where there is none
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.with_cp and torch.is_grad_enabled()):
             return self._forward(x)
+        if is_compiling():  # which computes again without updating the statistics again
+            return checkpoint(self._forward, x, use_reentrant=False)
 
         def contexts() -> tuple:
             return nullcontext(), self._statistics_untouched()
@@ -132,9 +135,10 @@ class RepVGGBlock(nn.Module):
     def convolve(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self.branch_reparam(x)
-        if self.fuse_on_the_fly and self._statistics_frozen():
-            return self.branch_3x3.conv._conv_forward(x, *self.fuse())  # honours padding_mode
+        if self.fuse_on_the_fly and (self._has_kept() or self._statistics_frozen()):
+            return self.branch_3x3.conv._conv_forward(x, *self._fused())  # honours padding_mode
         if self.fuse_on_the_fly and self._sums_in_one_pass(x):
+            self._forget()
             return self._branch_sum(x)
 
         out = self.branch_3x3(x) + self.branch_1x1(x)
@@ -160,6 +164,50 @@ class RepVGGBlock(nn.Module):
             conv.weight, norm_3x3, weight_1x1, norm_1x1, norm_identity, conv.groups)
         return kernel.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
+    def _fused(self) -> tuple[Tensor, Tensor]:
+        """What `fuse` gives, kept for the next call where it cannot become stale unseen."""
+        if is_compiling() or torch.jit.is_tracing():
+            return self.fuse()
+        if self._kept is not None:
+            return self._kept.fused
+
+        modules = [self.branch_3x3.conv, self.branch_1x1.conv, *self._norms()]
+        tables = [table for module in modules for table in (module._parameters, module._buffers)]
+        if not can_be_kept(tables):
+            return self.fuse()
+        with torch.inference_mode(False), torch.no_grad():
+            self._kept = Kept(self.fuse(), self._settings(), tables)
+        return self._kept.fused
+
+    def _has_kept(self) -> bool:
+        """Whether there is a kernel that is still that of the branches; one that is not is given back."""
+        if is_compiling() or torch.jit.is_tracing():
+            return False
+        if self._kept is not None and not self._kept.is_current(self._settings()):
+            self._kept = None
+        return self._kept is not None
+
+    def _settings(self) -> list[object]:
+        """What the kernel depends on beside tensors."""
+        norms = self._norms()
+        settings = [self.branch_3x3.conv, self.branch_1x1.conv, *norms]
+        for norm in norms:
+            settings += [norm.training, norm.eps]
+        return settings
+
+    def _forget(self) -> None:
+        if self._kept is not None:
+            self._kept = None
+
+    def train(self, mode: bool = True) -> RepVGGBlock:
+        """As torch's; what is kept for evaluation is given back, so that `eval()` starts anew."""
+        self._forget()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        """Copies and pickles keep nothing."""
+        return {**self.__dict__, '_kept': None}
+
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
         """Replace the branches by their one convolution. A block in deploy form is left as it is.
@@ -177,6 +225,7 @@ class RepVGGBlock(nn.Module):
         fused = fused_conv(conv, norm, *self.fuse())
         fused.train(self.training)
 
+        self._forget()
         del self.branch_3x3, self.branch_1x1, self.branch_norm
         self.branch_reparam = fused
 
@@ -192,13 +241,16 @@ class RepVGGBlock(nn.Module):
             yield 'branch_norm', self.branch_norm
 
     def _norms(self) -> list[nn.Module]:
-        return [norm for _, norm in self._named_norms()]
+        norms = [self.branch_3x3.norm, self.branch_1x1.norm]
+        return norms if self.branch_norm is None else [*norms, self.branch_norm]
 
     def _statistics_frozen(self) -> bool:
         return all(_on_running_statistics(norm) for norm in self._norms())
 
     def _sums_in_one_pass(self, x: Tensor) -> bool:
         """Whether `branch_sum` can take this call: on a CPU, with plain norms, each on the statistics of this batch."""
+        if is_compiling():  # which sees through branches, and not into a Function
+            return False
         conv = self.branch_3x3.conv
         dtypes = {conv.weight.dtype}
         if cpu_autocast_dtype() is None:
@@ -313,7 +365,7 @@ def scale_shift(norm: _BatchNorm, dtype: torch.dtype) -> ScaleShift:
 
 
 def _on_running_statistics(norm: nn.Module) -> bool:
-    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+    return isinstance(norm, _BatchNorm) and not norm.training and norm._buffers.get('running_mean') is not None
 
 
 def _on_batch_statistics(norm: nn.Module) -> bool:

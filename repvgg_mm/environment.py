@@ -106,6 +106,14 @@ def cpu_autocast_dtype() -> torch.dtype | None:
     return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
+def is_compiling() -> bool:
+    """Whether torch.compile or torch.export is tracing what runs; torch below 2.3 has another name for it."""
+    import torch
+    if hasattr(torch.compiler, 'is_compiling'):
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

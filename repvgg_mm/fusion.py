@@ -7,16 +7,23 @@ that bias. A 1x1 kernel is a 3x3 kernel that is zero around its centre; the iden
 the sum of the branches is the convolution with the sum of the kernels and of the biases.
 
 `fuse_branches` is that for RepVGG's own three branches, fast because blocks call it at every step;
-`fuse_sum` for any number of branches with odd kernels, as blocks of other libraries have them.
+`fuse_sum` for any number of branches with odd kernels, as blocks of other libraries have them. `Kept` is a fused
+kernel that is used again as long as what it was made from is there unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+SMALL = 4096  # elements of a tensor that is compared whole; of a larger one so many are that `SAMPLED` says
+SAMPLED = 16
+VERSION = operator.attrgetter('_version')
 
 
 class ScaleShift(NamedTuple):
@@ -114,3 +121,76 @@ def _identity_kernel(kernel: Tensor, groups: int) -> Tensor:
     width = kernel.shape[1]
     one_group = torch.eye(width, dtype=kernel.dtype, device=kernel.device)
     return one_group.repeat(groups, 1)[:, :, None, None]
+
+
+class Kept:
+    """A fused kernel and bias, with what tells whether they are still those of the branches.
+
+    Writing in place counts a tensor's version up, replacing it or its memory is seen by identity. What is written
+    through `.data` does neither: norms are compared number by number, of kernels 16 numbers spread over them. So the
+    one change that is not seen is that of a few numbers of a kernel through `.data`, until `train()` or `eval()`.
+
+    Args:
+        fused: kernel and bias.
+        settings: whatever else they depend on.
+        tables: parameters and buffers by name of the modules that they were made from.
+    """
+
+    def __init__(
+        self, fused: tuple[Tensor, Tensor], settings: list[object], tables: Sequence[Mapping[str, Tensor | None]]
+    ) -> None:
+        self.fused = fused
+        self.settings = settings
+        self.tables = tables
+        self.values = _values(tables)
+
+        self.tensors = _floating(self.values)
+        self.versions = [*map(VERSION, self.tensors)]
+        self.pointers = [*map(Tensor.data_ptr, self.tensors)]
+        self.seen = [_bytes_of(tensor) for tensor in self.tensors]
+        self.contents = [seen.tobytes() for seen in self.seen]
+
+    def is_current(self, settings: list[object]) -> bool:
+        """Whether every tensor is there as it was, and no gradient is wanted for one.
+
+        Lists are compared as a whole: a loop in Python would take longer than a small convolution.
+        """
+        values = _values(self.tables)
+        return (
+            settings == self.settings
+            and len(values) == len(self.values) and all(map(operator.is_, values, self.values))
+            and [*map(VERSION, self.tensors)] == self.versions
+            and [*map(Tensor.data_ptr, self.tensors)] == self.pointers
+            and [seen.tobytes() for seen in self.seen] == self.contents
+            and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)))
+
+
+def can_be_kept(tables: Iterable[Mapping[str, Tensor | None]]) -> bool:
+    """Whether changes of these tensors can be seen: of dense ones on a CPU, for which no gradient is wanted."""
+    gradients = torch.is_grad_enabled()
+    for tensor in _floating(_values(tables)):
+        plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu and not tensor.is_inference()
+        if not plain or (gradients and tensor.requires_grad) or not _is_dense(tensor):
+            return False
+    return True
+
+
+def _values(tables: Iterable[Mapping[str, Tensor | None]]) -> list[Tensor | None]:
+    return [value for table in tables for value in table.values()]
+
+
+def _floating(values: Iterable[Tensor | None]) -> list[Tensor]:
+    return [value for value in values if value is not None and value.is_floating_point()]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _bytes_of(tensor: Tensor) -> object:
+    """All of a tensor's bytes, or those of some elements, as a numpy array that shares its memory."""
+    length = tensor.numel()
+    flat = tensor.detach().as_strided((length,), (1,))  # in the order of its memory
+    if length > SMALL:
+        flat = flat[::math.ceil(length / SAMPLED)]
+    return flat.unsqueeze(-1).view(torch.uint8).numpy()

@@ -110,6 +110,10 @@ def kill(command: list[object], folder: Path, seconds: float, rng: random.Random
     return 'killed while it wrote' if set(temporary_files(folder)) - before else 'killed'
 
 
+def killed(outcomes: Counter) -> int:
+    return sum(outcomes.values()) - outcomes['ended before']
+
+
 def kill_trainings(folder: Path, count: int, rng: random.Random) -> Counter:
     """A run with one checkpoint a step, of which it keeps one, is killed and resumed again and again."""
     config = small_config(folder)
@@ -123,7 +127,7 @@ def kill_trainings(folder: Path, count: int, rng: random.Random) -> Counter:
     finish(['tools/train.py', config, *steps_up_to(1)])
 
     outcomes, newest = Counter(), 1
-    for _ in range(count):
+    while killed(outcomes) < count:
         outcomes[kill(['tools/train.py', config, '--resume', *steps_up_to(10**6)], work_dir, 4, rng)] += 1
         steps = {path: int(path.stem.split('_')[1]) for path in work_dir.glob('iter_*.pth')}
         for path, step in steps.items():
@@ -201,8 +205,9 @@ def kills(
     seconds = finish(command(sources[0]))
     look()
     outcomes = Counter()
-    for number in range(count):
-        outcomes[kill(command(sources[number % 2]), out.parent, seconds, rng)] += 1
+    while killed(outcomes) < count:
+        source = sources[sum(outcomes.values()) % 2]
+        outcomes[kill(command(source), out.parent, seconds, rng)] += 1
         look()
 
     finish(command(sources[0]))
@@ -246,7 +251,7 @@ def main() -> None:
             total += outcomes
             print(f'{work.__name__}: {dict(outcomes)}, {time.monotonic() - begin:.0f} s', flush=True)
     SAID.unlink()
-    print(f'{sum(total.values())} kills: {dict(total)}; nothing lost, mixed or left')
+    print(f'{killed(total)} kills: {dict(total)}; nothing lost, mixed or left')
 
 
 if __name__ == '__main__':
