@@ -85,6 +85,16 @@ def test_a_network_that_is_not_finite_explains_nothing():
         check_agreement(engine_of(nn.Identity()), Infinite(), [INPUTS], 'fp32')
 
 
+def test_random_numbers_explain_nothing():
+    """As SegNeXt's decomposition draws them."""
+    class Random(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.01 * torch.randn_like(x)
+
+    with pytest.raises(UserError, match='this model draws random numbers: two calls with the same input'):
+        check_agreement(engine_of(Random()), Random(), [INPUTS], 'fp32')
+
+
 def test_wrong_labels_are_seen(segmentor_cfg, segmentor_checkpoint, tmp_path):
     target = Target(shape=(75, 93), argmax=True, preprocess=True)
     export(segmentor_cfg, segmentor_checkpoint, tmp_path / 'out', target, progress=quiet)
