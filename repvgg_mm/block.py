@@ -58,7 +58,7 @@ class RepVGGBlock(nn.Module):
             running statistics can be fused.
         act: makes the activation.
         with_cp: do not save activations for the backward pass, compute them again; the running
-            statistics are updated once.
+            statistics are updated once, also where `torch.utils.checkpoint` is put around the block.
         deploy: build the deploy form, `branch_reparam`.
 
     Raises:
@@ -116,18 +116,13 @@ class RepVGGBlock(nn.Module):
         return 'branch_reparam' in self._modules  # hasattr costs microseconds where there is none
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.with_cp and torch.is_grad_enabled()):
-            return self._forward(x)
-        if is_compiling():  # which computes again without updating the statistics again
+        if self.with_cp and torch.is_grad_enabled():
             return checkpoint(self._forward, x, use_reentrant=False)
-
-        def contexts() -> tuple:
-            return nullcontext(), self._statistics_untouched()
-
-        return checkpoint(self._forward, x, use_reentrant=False, context_fn=contexts)
+        return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:  # N, C1, H, W
-        x = self.convolve(x)                  # N, C2, H', W'
+        with self._statistics_untouched() if _is_computed_again() else nullcontext():
+            x = self.convolve(x)              # N, C2, H', W'
         if self.se_after_act:
             return self.se_layer(self.act(x))
         return self.act(self.se_layer(x))
@@ -381,6 +376,11 @@ def _in_training(norm: _BatchNorm) -> Norm:
     if momentum is None:  # a plain average over all batches
         momentum = 1 / norm.num_batches_tracked.item()
     return Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
+
+
+def _is_computed_again() -> bool:
+    """Whether this is no new step: activation checkpointing, here or around it, runs a forward pass in a backward."""
+    return not is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _trains(parameter: Tensor | None) -> bool:

@@ -170,6 +170,18 @@ def test_one_number_of_a_large_kernel_through_data_is_seen_after_eval():
         torch.testing.assert_close(block(x), expected, **EXACT)
 
 
+def test_a_few_numbers_of_a_large_kernel_in_place():
+    """Their version tells it, though none of them is looked at."""
+    block = new_block(channels=64)
+    x = torch.randn(1, 64, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        block(x)
+        block.branch_3x3.conv.weight.view(-1)[1] = 100
+        with branch_by_branch(block):
+            expected = block(x)
+        torch.testing.assert_close(block(x), expected, **EXACT)
+
+
 @pytest.mark.parametrize('copied', [
     copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block)),
     lambda block: torch.load(saved(block), weights_only=False)])
