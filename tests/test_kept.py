@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import randomise_norms
+from tool_runs import run_tool
 from torch import Tensor, nn
 
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
@@ -285,3 +286,9 @@ def test_channels_last_and_strided_parameters():
     for _ in range(2):
         torch.testing.assert_close(evaluated(block), truth(block), **EXACT)
     assert block._kept is None  # every second number of a memory is not followed
+
+
+def test_the_table_of_evaluation():
+    output = run_tool('benchmarks/evaluation.py', 'A0', '--sizes', 32, '--batches', 1, '--seconds', 0).stdout
+    row, = (line for line in output.splitlines() if line.startswith('| A0, 32x32 | 1 |'))
+    assert row.endswith('| 5 |') and 'A0 keeps 28.1 MB beside 31.3 MB of parameters' in output
