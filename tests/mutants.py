@@ -83,6 +83,7 @@ MUTANTS = [
            'tests/export/test_agreement.py'),
     Mutant('export/networks.py', ' and _clips_at_the_border(head):', ':', 'tests/export/test_networks.py'),
     Mutant('openmmlab/resume.py', ' or is_outdated(latest):', ':', 'tests/openmmlab/test_resume.py'),
+    Mutant('openmmlab/preemption.py', "all_reduce(agreed, 'max')", 'pass', 'tests/openmmlab/test_preemption.py'),
     Mutant('files/atomic.py', 'if free and path.is_dir():', 'if path.is_dir():', 'tests/files/test_atomic.py'),
     Mutant('engine/description.py', '_check_values(file, description)', 'pass', 'tests/engine/test_description.py'),
     Mutant('engine/engine.py', 'if absent:', 'if False:', 'tests/engine/test_engine.py'),

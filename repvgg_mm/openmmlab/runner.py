@@ -16,6 +16,7 @@ from ..environment import check_torchvision
 from .config import explained
 from .data import ClassesHook, check_dataset
 from .model import check_widths, replace_sync_bn
+from .preemption import SaveOnSignalHook
 from .resume import IgnoreSavedConfigHook, SeedEachStepHook
 from .work_dir import AtomicLocalBackend, OwnWorkDirHook, check_work_dir
 
@@ -52,7 +53,17 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         runner.register_hook(ClassesHook())
         runner.register_hook(SeedEachStepHook())
         runner.register_hook(IgnoreSavedConfigHook())
+        _save_on_signals(runner)
     return runner
+
+
+def _save_on_signals(runner: Runner) -> None:
+    """From here on, so that workers of data loaders, which are started later, outlive a signal to all processes."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, SaveOnSignalHook)]
+    if not hooks:
+        hooks = [SaveOnSignalHook()]
+        runner.register_hook(hooks[0])
+    hooks[0].watch()
 
 
 def _init_dist_on_cpu(cfg: Config) -> None:
