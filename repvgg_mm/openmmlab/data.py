@@ -46,6 +46,22 @@ def check_dataset(cfg: Config, split: str) -> None:
             f'{dataset.get("type")} reads {" and ".join(content)} in the folder {root}, where '
             f'{" and ".join(missing)} {verb} missing: put the dataset there or set '
             f'{split}_dataloader.dataset.data_root (docs/train.md, section "Datasets").')
+    _check_evaluator(cfg, split)
+
+
+def _check_evaluator(cfg: Config, split: str) -> None:
+    """Raise UserError if annotations are missing that an evaluator reads, which has a path of its own to them."""
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    if not isinstance(evaluators, (list, tuple)):
+        evaluators = [evaluators]
+
+    for evaluator in evaluators:
+        path = evaluator.get('ann_file')
+        here = isinstance(path, str) and '://' not in path and not evaluator.get('backend_args')
+        if here and not Path(path).exists():
+            raise UserError(
+                f'{evaluator.get("type")} reads the annotations of the validation or test set by a path of its own, '
+                f'and {path} is missing. Set {split}_evaluator.ann_file, as you set the data_root of the dataset.')
 
 
 class ClassesHook(Hook):

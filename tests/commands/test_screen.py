@@ -65,10 +65,11 @@ def test_a_test_shows_its_metrics(run, shapes, tmp_path):
 
 def test_a_detectors_test_keeps_the_prints_of_other_packages_to_the_log(shapes, tmp_path):
     config = 'configs/retinanet_repvgg_a0_shapes.py'
-    train = run_tool('tools/train.py', config, '--work-dir', tmp_path, '--cfg-options', *small_data(shapes),
-                     *iterations(2))
-    result = run_tool('tools/test.py', config, tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test',
-                      '--cfg-options', *small_data(shapes))
+    annotations = f'{shapes}/annotations/val.json'
+    flags = ['--cfg-options', *small_data(shapes), f'val_evaluator.ann_file={annotations}',
+             f'test_evaluator.ann_file={annotations}']
+    train = run_tool('tools/train.py', config, '--work-dir', tmp_path, *flags, *iterations(2))
+    result = run_tool('tools/test.py', config, tmp_path / 'iter_2.pth', '--work-dir', tmp_path / 'test', *flags)
     for one in (train, result):
         assert len(shown(one)) <= 15, one.stdout + one.stderr
         assert 'loading annotations' not in one.stdout and 'paramwise_options' not in one.stdout

@@ -180,3 +180,14 @@ def test_a_panoptic_detector_has_boxes_of_things_alone():
     Runner(tuple('ab'), decode_head=1), Runner(None, decode_head=3), Runner('abcde', decode_head=3)])
 def test_other_heads_and_data_sets_are_no_concern(runner):
     ClassesHook().before_train(runner)
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_annotations_that_an_evaluator_reads_by_itself(tmp_path, several):
+    evaluator = dict(type='CocoMetric', ann_file=str(tmp_path / 'val.json'))
+    cfg = Config(dict(val_evaluator=[dict(type='DumpResults'), evaluator] if several else evaluator))
+    with pytest.raises(UserError, match=r'CocoMetric reads .*val\.json is missing\. Set val_evaluator\.ann_file'):
+        check_dataset(cfg, 'val')
+    check_dataset(cfg, 'test')
+    (tmp_path / 'val.json').touch()
+    check_dataset(cfg, 'val')
