@@ -239,7 +239,8 @@ def _describe_detector(description: Description, reference: nn.Module, inputs: T
     if sum(sizes) != priors:
         raise UserError(
             f'Levels of a detector have one position for each stride begun, here {sizes} priors, and the '
-            f'head gave {priors} in all. Choose a --shape H W that is a multiple of the largest stride.')
+            f'head gave {priors} in all. Choose a --shape H W that is a multiple of the largest stride; where no size '
+            'helps, as with SSD, convert the model and run the deploy form with PyTorch.')
     return description
 
 
