@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from ..errors import UserError, reason
 from ..openmmlab.model import decode_head_of
 
 TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
+TORCH = os.path.dirname(torch.__file__)  # where an error is raised says less than which part of a model called it
 TIMES_AS_FAR = 4  # from the exact outputs may an engine be, where rounding alone takes PyTorch away from them
 OF_OTHER_DATA = (AttributeError, TypeError, KeyError, NotImplementedError)  # raised by a model that wants more
 
@@ -104,7 +106,8 @@ def run_network(network: nn.Module, inputs: Tensor) -> list[Tensor]:
         with torch.no_grad():
             outputs = network(inputs)
     except Exception as error:  # whatever a model raises
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        place = [frame for frame in frames if not frame.filename.startswith(TORCH)][-1]
         next_step = 'Choose another with --shape H W.'
         if isinstance(error, OF_OTHER_DATA):
             next_step = 'It wants more than images: convert it, and run the deploy form with PyTorch.'

@@ -121,6 +121,11 @@ def test_a_network_that_cannot_take_the_input(error, advice):
         run_network(network, INPUTS)
 
 
+def test_the_place_is_one_of_the_model():
+    with pytest.raises(UserError, match=r'cannot take it: .*\(.*agreement\.py, line \d+\)'):
+        run_network(nn.Conv2d(5, 1, 1), INPUTS)  # raised in torch
+
+
 def test_outputs_of_another_shape():
     with pytest.raises(UserError, match=r'have the shapes \[\(1, 3, 4, 4\)\] instead of \[\(1, 3, 8, 8\)\]'):
         compare_engine(engine_of(nn.AvgPool2d(2)), nn.Identity(), INPUTS)
