@@ -43,7 +43,7 @@ MUTANTS = [
            'tests/files/test_checkpoint.py tests/files/test_hostile_files.py'),
     Mutant('files/checkpoint.py', '        if fresh:\n', '        if True:\n', 'tests/files/test_download.py'),
     Mutant('files/checkpoint.py', 'if prefix in known or not trust]', ']', 'tests/files/test_checkpoint.py'),
-    Mutant('files/download.py', '_check_hash(address, path)', 'pass', 'tests/files/test_download.py'),
+    Mutant('files/download.py', '_check_hash(shown, path)', 'pass', 'tests/files/test_download.py'),
     Mutant('files/checkpoint.py', '_check_names(checkpoint, path)', 'pass', 'tests/files/test_hostile_files.py'),
     Mutant('files/unpickler.py', '        _check_structure(content)\n', '', 'tests/files/test_unpickler.py'),
     Mutant('files/unpickler.py', 'if type(value) is tuple]', 'if False]', 'tests/files/test_unpickler.py'),
