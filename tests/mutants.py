@@ -74,7 +74,7 @@ MUTANTS = [
     Mutant('engine/description.py', '_check_properties(file, description.openvino_properties)', 'pass',
            'tests/engine/test_description.py'),
     Mutant('export/networks.py', 'value=self.settings.pad_value', 'value=0', 'tests/export/test_networks.py'),
-    Mutant('export/networks.py', 'priors = head.anchor_center(priors)', 'pass',
+    Mutant('export/networks.py', 'priors = head.anchor_center(priors)\n        else:', 'pass\n        else:',
            'tests/export/test_networks.py tests/engine/test_detections.py'),
     Mutant('export/agreement.py', 'if not all(map(torch.equal, first, second)):', 'if False:',
            'tests/export/test_agreement.py'),
