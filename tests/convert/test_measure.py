@@ -41,7 +41,8 @@ def test_every_form_is_called_as_it_is_named(monkeypatch):
     trained, deploy = block(4, 4).float(), block(4, 4).float()
     deploy.switch_to_deploy()
     seen = []
-    monkeypatch.setattr(type(trained), 'fuse', lambda self: seen.append('fused') or (self.branch_3x3.conv.weight, None))
+    monkeypatch.setattr(
+        type(trained), '_fused', lambda self: seen.append('fused') or (self.branch_3x3.conv.weight, None))
     found = form_latency(trained, deploy, torch.randn(1, 4, 8, 8), rounds=2)
     assert list(found) == ['branches', 'training', 'deploy']
     assert seen == ['fused'] * 3  # the training form alone, once a round and to warm up
