@@ -130,10 +130,10 @@ class RepVGGBlock(nn.Module):
     def convolve(self, x: Tensor) -> Tensor:
         if self.deploy:
             return self.branch_reparam(x)
-        if self.fuse_on_the_fly and (self._has_kept() or self._statistics_frozen()):
-            return self.branch_3x3.conv._conv_forward(x, *self._fused())  # honours padding_mode
+        fused = self._fused() if self.fuse_on_the_fly else None
+        if fused is not None:
+            return self.branch_3x3.conv._conv_forward(x, *fused)  # honours padding_mode
         if self.fuse_on_the_fly and self._sums_in_one_pass(x):
-            self._forget()
             return self._branch_sum(x)
 
         out = self.branch_3x3(x) + self.branch_1x1(x)
@@ -159,28 +159,27 @@ class RepVGGBlock(nn.Module):
             conv.weight, norm_3x3, weight_1x1, norm_1x1, norm_identity, conv.groups)
         return kernel.to(conv.weight.dtype), bias.to(conv.weight.dtype)
 
-    def _fused(self) -> tuple[Tensor, Tensor]:
-        """What `fuse` gives, kept for the next call where it cannot become stale unseen."""
+    def _fused(self) -> tuple[Tensor, Tensor] | None:
+        """What `fuse` gives, from the call before if nothing has changed since; None with statistics of this batch."""
         if is_compiling() or torch.jit.is_tracing():
-            return self.fuse()
-        if self._kept is not None:
-            return self._kept.fused
+            return self.fuse() if self._statistics_frozen() else None
 
+        kept = self._kept
+        if kept is not None and kept.is_current(self._settings()):
+            return kept.fused
+
+        self._kept = None
+        if not self._statistics_frozen():
+            return None
         modules = [self.branch_3x3.conv, self.branch_1x1.conv, *self._norms()]
         tables = [table for module in modules for table in (module._parameters, module._buffers)]
         if not can_be_kept(tables):
             return self.fuse()
-        with torch.inference_mode(False), torch.no_grad():
-            self._kept = Kept(self.fuse(), self._settings(), tables)
-        return self._kept.fused
 
-    def _has_kept(self) -> bool:
-        """Whether there is a kernel that is still that of the branches; one that is not is given back."""
-        if is_compiling() or torch.jit.is_tracing():
-            return False
-        if self._kept is not None and not self._kept.is_current(self._settings()):
-            self._kept = None
-        return self._kept is not None
+        with torch.inference_mode(False), torch.no_grad():
+            kept = Kept(self.fuse(), self._settings(), tables)
+        self._kept = kept
+        return kept.fused
 
     def _settings(self) -> list[object]:
         """What the kernel depends on beside tensors."""
@@ -190,13 +189,9 @@ class RepVGGBlock(nn.Module):
             settings += [norm.training, norm.eps]
         return settings
 
-    def _forget(self) -> None:
-        if self._kept is not None:
-            self._kept = None
-
     def train(self, mode: bool = True) -> RepVGGBlock:
         """As torch's; what is kept for evaluation is given back, so that `eval()` starts anew."""
-        self._forget()
+        self._kept = None
         return super().train(mode)
 
     def __getstate__(self) -> dict:
@@ -220,7 +215,7 @@ class RepVGGBlock(nn.Module):
         fused = fused_conv(conv, norm, *self.fuse())
         fused.train(self.training)
 
-        self._forget()
+        self._kept = None
         del self.branch_3x3, self.branch_1x1, self.branch_norm
         self.branch_reparam = fused
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALL = 4096  # elements of a tensor that is compared whole; of a larger one so many are that `SAMPLED` says
-SAMPLED = 16
+SMALL = 4096   # elements up to which a tensor is compared whole
+SAMPLED = 16   # elements that are compared of a larger one
 VERSION = operator.attrgetter('_version')
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..convert.compare import relative_error
 from ..convert.reproducible import running_in
+from ..deploy.proof import TIMES_AS_FAR
 from ..engine.description import Comparison
 from ..engine.engine import Engine
 from ..errors import UserError, reason
@@ -21,7 +22,6 @@ from ..openmmlab.model import decode_head_of
 
 TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
 TORCH = os.path.dirname(torch.__file__)  # where an error is raised says less than which part of a model called it
-TIMES_AS_FAR = 4  # from the exact outputs may an engine be, where rounding alone takes PyTorch away from them
 OF_OTHER_DATA = (AttributeError, TypeError, KeyError, NotImplementedError)  # raised by a model that wants more
 
 

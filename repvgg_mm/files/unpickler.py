@@ -172,6 +172,14 @@ def find(name: str) -> object:
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
+def _counted(load: Callable[[pickle._Unpickler], None]) -> Callable[[SafeUnpickler], None]:
+    """An opcode that makes a tuple, whose levels are counted."""
+    def load_and_count(unpickler: SafeUnpickler) -> None:
+        load(unpickler)
+        unpickler.count_levels(unpickler.stack[-1])
+    return load_and_count
+
+
 class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can be told apart
     """Runs a pickle with the names of `find`; each opcode acts on the types that its writers use it for."""
 
@@ -216,23 +224,7 @@ class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can 
             if value is old:
                 self.memo[place] = new
 
-    def load_tuple(self) -> None:
-        super().load_tuple()
-        self._count_levels(self.stack[-1])
-
-    def load_tuple1(self) -> None:
-        super().load_tuple1()
-        self._count_levels(self.stack[-1])
-
-    def load_tuple2(self) -> None:
-        super().load_tuple2()
-        self._count_levels(self.stack[-1])
-
-    def load_tuple3(self) -> None:
-        super().load_tuple3()
-        self._count_levels(self.stack[-1])
-
-    def _count_levels(self, made: tuple) -> None:
+    def count_levels(self, made: tuple) -> None:
         """At once: as a key a tuple is hashed, and Python's hash of deep ones ends in the end of its stack.
 
         `levels` keeps what it has counted, so that no other tuple gets its id.
@@ -265,10 +257,8 @@ class SafeUnpickler(pickle._Unpickler):  # the one in Python, whose opcodes can 
     dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.NEWOBJ[0]] = load_newobj
     dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.TUPLE[0]] = load_tuple
-    dispatch[pickle.TUPLE1[0]] = load_tuple1
-    dispatch[pickle.TUPLE2[0]] = load_tuple2
-    dispatch[pickle.TUPLE3[0]] = load_tuple3
+    for opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+        dispatch[opcode[0]] = _counted(dispatch[opcode[0]])
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.APPEND[0]] = load_append

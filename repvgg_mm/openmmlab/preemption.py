@@ -24,8 +24,8 @@ class SaveOnSignalHook(Hook):
     """Lets a training that gets SIGTERM, SIGUSR1 or SIGINT write a checkpoint before it ends; a second one ends it.
 
     At the beginning of each step all processes agree whether one of them was signalled. If so, the config's
-    CheckpointHook writes at the end of that step, and all end with exit code 143, or 130 after SIGINT. A run whose
-    checkpoints are counted in epochs finishes its epoch. A resumed run then ends like one that was not stopped, see
+    CheckpointHook writes at the end of that step, and all end with exit code 143, or 130 after SIGINT. A validation is
+    finished before. A run whose checkpoints are counted in epochs finishes its epoch. A resumed run then ends like one that was not stopped, see
     `SeedEachStepHook`.
 
     A signal to the whole group of processes, as Ctrl+C sends it, ends workers of data loaders that were started
