@@ -196,11 +196,6 @@ def repacked(path: Path, content: object, change) -> None:
             target.writestr(record.filename, change(record.filename, source.read(record)))
 
 
-def nested(levels: int, opcode: bytes) -> bytes:
-    """A pickle of an empty tuple in a tuple in a tuple ..., before the final STOP."""
-    return b'\x80\x02)' + opcode * levels
-
-
 def laughs(levels: int = 9) -> list:
     """Ten times the same list in a list, level by level: 10^9 elements for whoever prints it."""
     value: list = ['lol'] * 10
@@ -307,58 +302,33 @@ def _(path: Path) -> None:
     with_pickle(path, pickle.dumps(dict(a=np.empty(0, object)), 2))
 
 
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another"""
-    with_pickle(path, nested(300_000, b'\x85') + b'.')
+# Where tuples in one another stand: a pickle before and behind them.
+PLACES_OF_TUPLES = {
+    'a dict, as a key': (b'\x80\x02}', b'K\x01s.'),
+    'a dict, as one of its keys': (b'\x80\x02}(', b'K\x01u.'),
+    'a dict of an older protocol': (b'\x80\x02(', b'K\x01d.'),
+    'a set': (b'\x80\x04\x8f(', b'\x90.'),
+    'a frozen set': (b'\x80\x04(', b'\x91.'),
+    'a set that is called': (b'\x80\x02cbuiltins\nset\n(](', b'etR.'),
+    'a counter': (b'\x80\x02ccollections\nCounter\n(](', b'etR.'),
+    'a size': (b'\x80\x02ctorch\nSize\n(](', b'etR.'),
+    'the key of a storage': (b'\x80\x02', b'Q.'),
+    'nothing': (b'\x80\x02', b'.'),
+}
 
 
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another as a key"""
-    with_pickle(path, b'\x80\x02}' + nested(300_000, b'\x85')[2:] + b'K\x01s.')
+def tuples(place: str, levels: int) -> bytes:
+    """A pickle of an empty tuple in `levels` others, in one of `PLACES_OF_TUPLES`."""
+    before, behind = PLACES_OF_TUPLES[place]
+    return before + b')' + b'\x85' * levels + behind
 
 
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another as keys of many"""
-    with_pickle(path, b'\x80\x02}(' + nested(300_000, b'\x85')[2:] + b'K\x01u.')
+def with_tuples(place: str, path: Path) -> None:
+    with_pickle(path, tuples(place, 300_000))
 
 
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another in a set"""
-    with_pickle(path, b'\x80\x04\x8f(' + nested(300_000, b'\x85')[2:] + b'\x90.')
-
-
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another in a frozen set"""
-    with_pickle(path, b'\x80\x04(' + nested(300_000, b'\x85')[2:] + b'\x91.')
-
-
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another in a called set"""
-    with_pickle(path, b'\x80\x02cbuiltins\nset\n(](' + nested(300_000, b'\x85')[2:] + b'etR.')
-
-
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another in a counter"""
-    with_pickle(path, b'\x80\x02ccollections\nCounter\n(](' + nested(300_000, b'\x85')[2:] + b'etR.')
-
-
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another as the key of a storage"""
-    with_pickle(path, nested(300_000, b'\x85') + b'Q.')
-
-
-@bomb
-def _(path: Path) -> None:
-    """300,000 tuples in one another as a size"""
-    with_pickle(path, b'\x80\x02ctorch\nSize\n(](' + nested(300_000, b'\x85')[2:] + b'etR.')
+for place in PLACES_OF_TUPLES:
+    BOMBS[f'300,000 tuples in {place}'] = functools.partial(with_tuples, place)
 
 
 @bomb

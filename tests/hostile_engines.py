@@ -5,6 +5,7 @@ What is changed is described anew, with the right sha256, unless that is the att
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -82,6 +83,48 @@ def edit_xml(folder: Path, old: str, new: str) -> None:
     assert old in text, old
     path.write_text(text.replace(old, new, 1))
     describe(folder)
+
+
+# Parts of the description of an ONNX engine, and what an attacker writes there.
+DESCRIPTIONS = {
+    'other names of outputs': dict(outputs=['secrets']),
+    'other name of the input': dict(input__name='secrets'),
+    'sizes of 10^9 pixels': dict(input__shape=[1, 3, 10**9, 10**9]),
+    'sizes below zero': dict(input__shape=[1, 3, -96, -96]),
+    'padding to a multiple of nothing': dict(preprocessing__pad_divisor=0),
+    'padding to a multiple of 10^12': dict(preprocessing__pad_divisor=10**12),
+    'division by a deviation of zero': dict(preprocessing__std=[0, 0, 0]),
+    'mean that is no number': dict(preprocessing__mean=[float('nan')] * 3),
+    'numbers of pointers': dict(input__dtype='object'),
+    'classes that clear the screen': dict(classes=['\x1b[2J\x1b]0;owned\x07'] * 3),
+    'a million classes': dict(classes=['a'] * 1_000_000),
+    'description of another task': dict(task='detection', levels=[[0, 0, 0]], test_cfg={}),
+}
+
+# Text in engine.xml, and what an attacker writes in its place.
+EDITS = {
+    'weights at 2^62 of their file': ('offset="0"', f'offset="{2**62}"'),
+    'entity that names a file': ('<net ', '<!DOCTYPE net [<!ENTITY a SYSTEM "file:///etc/passwd">]><net note="&a;" '),
+    'layer of another library': ('type="Convolution"', 'type="Evil"'),
+    'edge from a layer that there is not': ('from-layer="0"', 'from-layer="999999"'),
+    'layer with the number of another': ('layer id="1"', 'layer id="0"'),
+    'strides of zero': ('strides="', 'strides="0,0" was="'),
+    'input of 10^9 pixels in the graph': ('shape="', 'shape="1,3,1000000000,1000000000" was="'),
+}
+
+
+def described(changes: dict, folder: Path) -> None:
+    describe(folder, **changes)
+
+
+def edited(change: tuple[str, str], folder: Path) -> None:
+    edit_xml(folder, *change)
+
+
+for name, changes in DESCRIPTIONS.items():
+    ATTACKS[name] = 'onnx', functools.partial(described, changes)
+for name, change in EDITS.items():
+    ATTACKS[name] = 'openvino', functools.partial(edited, change)
 
 
 @attack('onnx')
@@ -176,18 +219,6 @@ def _(folder: Path) -> None:
 
 @attack('onnx')
 def _(folder: Path) -> None:
-    """other names of outputs"""
-    describe(folder, outputs=['secrets'])
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """other name of the input"""
-    describe(folder, input__name='secrets')
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
     """opset of the year 3000"""
     rewrite(folder, lambda model: setattr(model.opset_import[0], 'version', 10**9))
 
@@ -244,60 +275,6 @@ def _(folder: Path) -> None:
 
 @attack('onnx')
 def _(folder: Path) -> None:
-    """sizes of 10^9 pixels"""
-    describe(folder, input__shape=[1, 3, 10**9, 10**9])
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """sizes below zero"""
-    describe(folder, input__shape=[1, 3, -96, -96])
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """padding to a multiple of nothing"""
-    describe(folder, preprocessing__pad_divisor=0)
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """padding to a multiple of 10^12"""
-    describe(folder, preprocessing__pad_divisor=10**12)
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """division by a deviation of zero"""
-    describe(folder, preprocessing__std=[0, 0, 0])
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """mean that is no number"""
-    describe(folder, preprocessing__mean=[float('nan')] * 3)
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """numbers of pointers"""
-    describe(folder, input__dtype='object')
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """classes that clear the screen"""
-    describe(folder, classes=['\x1b[2J\x1b]0;owned\x07'] * 3)
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """a million classes"""
-    describe(folder, classes=['a'] * 1_000_000)
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
     """description of 100,000 lists"""
     (folder / 'engine.json').write_text('[' * 100_000)
 
@@ -314,12 +291,6 @@ def _(folder: Path) -> None:
     """description that is a pipe"""
     (folder / 'engine.json').unlink()
     os.mkfifo(folder / 'engine.json')
-
-
-@attack('onnx')
-def _(folder: Path) -> None:
-    """description of another task"""
-    describe(folder, task='detection', levels=[[0, 0, 0]], test_cfg={})
 
 
 @attack('onnx')
@@ -351,51 +322,9 @@ def _(folder: Path) -> None:
 
 @attack('openvino')
 def _(folder: Path) -> None:
-    """weights at 2^62 of their file"""
-    edit_xml(folder, 'offset="0"', f'offset="{2**62}"')
-
-
-@attack('openvino')
-def _(folder: Path) -> None:
     """entities that make a billion words"""
     words = ''.join(f'<!ENTITY a{number} "{f"&a{number - 1};" * 10}">' for number in range(1, 10))
     edit_xml(folder, '<net ', f'<!DOCTYPE net [<!ENTITY a0 "lol">{words}]><net note="&a9;" ')
-
-
-@attack('openvino')
-def _(folder: Path) -> None:
-    """entity that names a file"""
-    edit_xml(folder, '<net ', '<!DOCTYPE net [<!ENTITY a SYSTEM "file:///etc/passwd">]><net note="&a;" ')
-
-
-@attack('openvino')
-def _(folder: Path) -> None:
-    """layer of another library"""
-    edit_xml(folder, 'type="Convolution"', 'type="Evil"')
-
-
-@attack('openvino')
-def _(folder: Path) -> None:
-    """edge from a layer that there is not"""
-    edit_xml(folder, 'from-layer="0"', 'from-layer="999999"')
-
-
-@attack('openvino')
-def _(folder: Path) -> None:
-    """layer with the number of another"""
-    edit_xml(folder, 'layer id="1"', 'layer id="0"')
-
-
-@attack('openvino')
-def _(folder: Path) -> None:
-    """strides of zero"""
-    edit_xml(folder, 'strides="', 'strides="0,0" was="')
-
-
-@attack('openvino')
-def _(folder: Path) -> None:
-    """input of 10^9 pixels in the graph"""
-    edit_xml(folder, 'shape="', 'shape="1,3,1000000000,1000000000" was="')
 
 
 @attack('openvino')

@@ -25,8 +25,8 @@ class SaveOnSignalHook(Hook):
 
     At the beginning of each step all processes agree whether one of them was signalled. If so, the config's
     CheckpointHook writes at the end of that step, and all end with exit code 143, or 130 after SIGINT. A validation is
-    finished before. A run whose checkpoints are counted in epochs finishes its epoch. A resumed run then ends like one that was not stopped, see
-    `SeedEachStepHook`.
+    finished before. A run whose checkpoints are counted in epochs finishes its epoch. A resumed run then ends like one
+    that was not stopped, see `SeedEachStepHook`.
 
     A signal to the whole group of processes, as Ctrl+C sends it, ends workers of data loaders that were started
     before `watch` was called; SIGTERM always ends them, and the run with them.

@@ -13,12 +13,10 @@ import logging
 import os
 import random
 import re
-import runpy
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ import mmdet.models  # noqa: F401
 import mmengine.runner  # noqa: F401
 import mmseg.models  # noqa: F401
 import torch
+from exit_codes import exit_code
 from mmengine.config import Config
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -42,6 +41,7 @@ from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
 
 TEMPORARY = re.compile(r'\..+\.\w{8}')
 MOST_SECONDS = 60
+ENDS = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)  # an error of its own is none
 SAID = Path(tempfile.gettempdir()) / f'said_by_the_killed.{os.getpid()}'
 
 
@@ -55,20 +55,7 @@ def start(command: list[object]) -> int:
     said = os.open(SAID, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(said, descriptor)
-    sys.argv = [str(word) for word in command]
-    code = 0
-    try:
-        runpy.run_path(sys.argv[0], run_name='__main__')
-    except SystemExit as end:
-        code = end.code
-        if isinstance(code, str):
-            print(code)
-            code = 1
-    except BaseException:
-        traceback.print_exc(file=sys.stdout)
-        code = 2
-    sys.stdout.flush()
-    os._exit(code or 0)
+    os._exit(exit_code([str(word) for word in command]))
 
 
 def finish(command: list[object]) -> float:
@@ -105,6 +92,7 @@ def kill(command: list[object], folder: Path, seconds: float, rng: random.Random
     os.kill(process, sign)
     _, status = os.waitpid(process, 0)
     code = os.waitstatus_to_exitcode(status)
+    assert code in ENDS, (command, code, SAID.read_text()[-3000:])
     if code == 0:
         return 'ended before'
     return 'killed while it wrote' if set(temporary_files(folder)) - before else 'killed'

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import signal
 import sys
 import tempfile
@@ -20,8 +19,10 @@ from pathlib import Path
 import mmdet.models  # noqa: F401
 import mmengine.runner  # noqa: F401
 import mmseg.models  # noqa: F401
+from exit_codes import exit_code
 
 from repvgg_mm import read_checkpoint
+from repvgg_mm.engine import Engine
 from repvgg_mm.errors import UserError
 
 STATUS = Path('/proc/self/status')
@@ -29,15 +30,20 @@ MOST_SECONDS = 120
 LONGEST_MESSAGE = 20_000
 
 
-def work(command: list[str]) -> None:
-    if command[0] == 'read':
-        read_checkpoint(command[1])
-    elif command[0] == 'engine':
-        from repvgg_mm.engine import Engine
-        Engine(command[1], threads=1)
-    else:
-        sys.argv = command
-        runpy.run_path(command[0], run_name='__main__')
+def work(command: list[str]) -> int:
+    """The exit code; a UserError of a reader counts as that of a tool."""
+    kind, *words = command
+    if kind not in ('read', 'engine'):
+        return exit_code(command)
+    try:
+        read_checkpoint(words[0]) if kind == 'read' else Engine(words[0], threads=1)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def memory(name: str) -> int:
@@ -53,23 +59,10 @@ def child(command: list[str], out: str) -> None:
     os.dup2(descriptor, 2)
     signal.alarm(MOST_SECONDS)
     Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
-    before, code = memory('VmRSS'), 0
-    try:
-        work(command)
-    except SystemExit as end:
-        code = end.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    except UserError as error:
-        print(error, file=sys.stderr)
-        code = 1
-    except BaseException:
-        traceback.print_exc()
-        code = 2
-    sys.stdout.flush()
+    before = memory('VmRSS')
+    code = work(command)
     print(f'\nMEMORY {memory("VmHWM") - before}', file=sys.stderr, flush=True)
-    os._exit(code or 0)
+    os._exit(code)
 
 
 def measured(command: list[str]) -> dict:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import os
 import resource
-import runpy
 import sys
-import traceback
 from pathlib import Path
 
 import matplotlib
 import mmcv.ops  # noqa: F401
 import mmengine.runner  # noqa: F401
+from exit_codes import exit_code
 
 matplotlib.use('agg')
 
@@ -32,21 +31,8 @@ def run(argv: list[str], environment: dict[str, str], folder: str, streams: list
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.argv = argv
     sys.path[0] = os.path.dirname(os.path.join(folder, argv[0]))
-    code = 0
-    try:
-        runpy.run_path(argv[0], run_name='__main__')
-    except SystemExit as end:
-        code = end.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = exit_code(argv)
     # As an interpreter ends: threads are waited for, and what was registered with atexit runs.
     sys.exit(code)
 
