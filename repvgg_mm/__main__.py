@@ -32,18 +32,26 @@ def run_script(script: Callable[[], None]) -> None:
     Stopped by a signal (SIGTERM, or SIGINT from Ctrl+C) it removes what it has half written, and ends with 128 + the
     number of the signal.
     """
+    stopped_by: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        stopped_by.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGTERM, stop)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, stop)
     try:
         script()
-    except UserError as error:
-        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-def _end(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
+    except Exception as error:
+        if stopped_by:  # MMEngine takes what ends it while it formats a config for a fault of the config
+            sys.exit(128 + stopped_by[0])
+        if not isinstance(error, UserError):
+            raise
+        sys.exit(f'{Path(sys.argv[0]).name}: {error}')
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ MUTANTS = [
     Mutant('block.py', 'if is_compiling() or torch.jit.is_tracing():', 'if False:', 'tests/test_compile.py'),
     Mutant('files/download.py', 'socket.setdefaulttimeout(MOST_SECONDS)', 'pass',
            'tests/files/test_hostile_addresses.py'),
+    Mutant('__main__.py', 'if stopped_by:', 'if False:', 'tests/commands/test_arguments.py'),
     Mutant('openmmlab/data.py', '    _check_evaluator(cfg, split)\n', '', 'tests/openmmlab/test_data.py'),
     Mutant('block.py', 'torch.inference_mode(False), ', '', 'tests/test_kept.py'),
     Mutant('block.py', "{**self.__dict__, '_kept': None}", 'dict(self.__dict__)', 'tests/test_kept.py'),

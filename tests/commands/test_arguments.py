@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -80,3 +81,28 @@ def test_tab_completion_shows_what_is_public():
 def test_the_shape_in_one_word(written):
     args = parse(['convert', 'config.py', 'a.pth', '--out', '32x32', '--shape', *written])
     assert args.shape == [64, 96] and args.out == '32x32'
+
+
+# A script that is stopped, and a library in it that takes this for a fault of its own.
+SWALLOWS = """
+import os, signal, time
+from repvgg_mm.__main__ import run_script
+
+def script():
+    try:
+        os.kill(os.getpid(), {number})
+        time.sleep(5)
+    except BaseException:
+        raise SyntaxError('the config is wrong')
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run_script(script)
+"""
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_a_library_swallows_is_the_end_all_the_same(number, code):
+    """MMEngine does, while it formats a config."""
+    program = SWALLOWS.format(number=int(number))
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=120)
+    assert result.returncode == code and result.stderr == '', result

@@ -34,6 +34,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers by the first part of the path."""
 
     protocol_version = 'HTTP/1.1'
+    over = threading.Event()  # the test, for which those wait that say nothing
 
     def do_GET(self) -> None:
         self.close_connection = True
@@ -112,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def silence(self) -> None:
-        time.sleep(3)
+        self.over.wait(30)
 
     def sleepy(self) -> None:
         self.send_response(200)
@@ -120,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(checkpoint()[:500])
         self.wfile.flush()
-        time.sleep(3)
+        self.over.wait(30)
 
     def code(self) -> None:
         content = b"cposix\nsystem\n(S'touch ran'\ntR."
@@ -136,9 +137,11 @@ def server(tmp_path, monkeypatch) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     monkeypatch.setattr(download, 'MOST_SECONDS', 1)
+    Handler.over.clear()
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
+    Handler.over.set()
     server.shutdown()
     server.server_close()
 
