@@ -165,29 +165,27 @@ class RepVGGBlock(nn.Module):
             return self.fuse() if self._statistics_frozen() else None
 
         kept = self._kept
-        if kept is not None and kept.is_current(self._settings()):
+        if kept is not None and kept.is_current():
             return kept.fused
 
         self._kept = None
         if not self._statistics_frozen():
             return None
-        modules = [self.branch_3x3.conv, self.branch_1x1.conv, *self._norms()]
-        tables = [table for module in modules for table in (module._parameters, module._buffers)]
+        tables = self._tables()
         if not can_be_kept(tables):
             return self.fuse()
 
         with torch.inference_mode(False), torch.no_grad():
-            kept = Kept(self.fuse(), self._settings(), tables)
+            kept = Kept(self.fuse(), tables, self._norms())
         self._kept = kept
         return kept.fused
 
-    def _settings(self) -> list[object]:
-        """What the kernel depends on beside tensors."""
-        norms = self._norms()
-        settings = [self.branch_3x3.conv, self.branch_1x1.conv, *norms]
-        for norm in norms:
-            settings += [norm.training, norm.eps]
-        return settings
+    def _tables(self) -> list[dict[str, object]]:
+        """Where torch keeps the layers of the branches and their tensors."""
+        tables = [self._modules, self.branch_3x3._modules, self.branch_1x1._modules]
+        for layer in (self.branch_3x3.conv, self.branch_1x1.conv, *self._norms()):
+            tables += [layer._parameters, layer._buffers]
+        return tables
 
     def train(self, mode: bool = True) -> RepVGGBlock:
         """As torch's; what is kept for evaluation is given back, so that `eval()` starts anew."""

@@ -19,11 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SMALL = 4096   # elements up to which a tensor is compared whole
 SAMPLED = 16   # elements that are compared of a larger one
 VERSION = operator.attrgetter('_version')
+SETTINGS = operator.attrgetter('training', 'eps')  # of a BatchNorm
 
 
 class ScaleShift(NamedTuple):
@@ -132,17 +133,18 @@ class Kept:
 
     Args:
         fused: kernel and bias.
-        settings: whatever else they depend on.
-        tables: parameters and buffers by name of the modules that they were made from.
+        tables: children, parameters and buffers by name of the modules that they were made from.
+        norms: the BatchNorms among these.
     """
 
     def __init__(
-        self, fused: tuple[Tensor, Tensor], settings: list[object], tables: Sequence[Mapping[str, Tensor | None]]
+        self, fused: tuple[Tensor, Tensor], tables: Sequence[Mapping[str, object]], norms: Sequence[nn.Module]
     ) -> None:
         self.fused = fused
-        self.settings = settings
         self.tables = tables
         self.values = _values(tables)
+        self.norms = norms
+        self.settings = [SETTINGS(norm) for norm in norms]
 
         self.tensors = _floating(self.values)
         self.versions = [*map(VERSION, self.tensors)]
@@ -150,22 +152,22 @@ class Kept:
         self.seen = [_bytes_of(tensor) for tensor in self.tensors]
         self.contents = [seen.tobytes() for seen in self.seen]
 
-    def is_current(self, settings: list[object]) -> bool:
-        """Whether every tensor is there as it was, and no gradient is wanted for one.
+    def is_current(self) -> bool:
+        """Whether every module and tensor is there as it was, and no gradient is wanted for one.
 
         Lists are compared as a whole: a loop in Python would take longer than a small convolution.
         """
         values = _values(self.tables)
         return (
-            settings == self.settings
-            and len(values) == len(self.values) and all(map(operator.is_, values, self.values))
+            len(values) == len(self.values) and all(map(operator.is_, values, self.values))
+            and [*map(SETTINGS, self.norms)] == self.settings
             and [*map(VERSION, self.tensors)] == self.versions
             and [*map(Tensor.data_ptr, self.tensors)] == self.pointers
             and [seen.tobytes() for seen in self.seen] == self.contents
             and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)))
 
 
-def can_be_kept(tables: Iterable[Mapping[str, Tensor | None]]) -> bool:
+def can_be_kept(tables: Iterable[Mapping[str, object]]) -> bool:
     """Whether changes of these tensors can be seen: of dense ones on a CPU, for which no gradient is wanted."""
     gradients = torch.is_grad_enabled()
     for tensor in _floating(_values(tables)):
@@ -175,12 +177,12 @@ def can_be_kept(tables: Iterable[Mapping[str, Tensor | None]]) -> bool:
     return True
 
 
-def _values(tables: Iterable[Mapping[str, Tensor | None]]) -> list[Tensor | None]:
+def _values(tables: Iterable[Mapping[str, object]]) -> list[object]:
     return [value for table in tables for value in table.values()]
 
 
-def _floating(values: Iterable[Tensor | None]) -> list[Tensor]:
-    return [value for value in values if value is not None and value.is_floating_point()]
+def _floating(values: Iterable[object]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def _is_dense(tensor: Tensor) -> bool:
