@@ -22,6 +22,7 @@ NEED_TORCH = {
 NEED_OPENMMLAB = {
     'RepVGG': 'backbone', 'RepVGGConvertHook': 'deploy.hook', 'BFloat16OptimWrapper': 'openmmlab.amp',
     'SaveOnSignalHook': 'openmmlab.preemption',
+    'LayerDecayOptimWrapperConstructor': 'openmmlab.layer_decay',
     'load': 'deploy.load', 'predict': 'inference.predict',
 }
 __all__ = sorted(['UserError', '__version__', *NEED_TORCH, *NEED_OPENMMLAB])
@@ -43,6 +44,7 @@ def register() -> None:
     from .backbone import RepVGG  # noqa: F401
     from .deploy.hook import RepVGGConvertHook  # noqa: F401
     from .openmmlab.amp import BFloat16OptimWrapper  # noqa: F401
+    from .openmmlab.layer_decay import LayerDecayOptimWrapperConstructor  # noqa: F401
     from .openmmlab.preemption import SaveOnSignalHook  # noqa: F401
     from .openmmlab.shipped import let_bases_be_named, let_the_hub_build
     let_bases_be_named()

@@ -112,6 +112,26 @@ class RepVGG(Stages, BaseModule):
                     module.eval()
         return self
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The depth of a parameter's layer and the number of layers, for layer-wise learning rate decay.
+
+        The stem is layer 0, every block behind it is one more, and all that is no part of the backbone, such as a
+        head, is the last. `param_name` is a name in the whole model, where the backbone's begin with `prefix`.
+        Both forms have the same layers; stages that were not built have none.
+        """
+        depths = [len(getattr(self, name)) for name in self.stages]
+        num_layers = 1 + sum(depths) + 1  # the stem, the blocks, the head
+
+        part, _, rest = param_name.removeprefix(prefix).partition('.')
+        if not param_name.startswith(prefix) or part not in ('stem', *self.stages):
+            return num_layers - 1, num_layers
+        if part == 'stem':
+            return 0, num_layers
+
+        blocks_before = sum(depths[:self.stages.index(part)])
+        block = int(rest.partition('.')[0])
+        return 1 + blocks_before + block, num_layers
+
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
         # torch's load_state_dict and mmengine's both pass here before they load the blocks.
         own = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from tool_runs import ROOT
 from torch import Tensor, nn
@@ -186,6 +187,18 @@ def two_stage_config(name: str, arch: str | dict = TINY) -> dict:
     model['roi_head'].get('mask_head', {})['conv_out_channels'] = 16
     model['test_cfg']['rpn']['max_per_img'] = 12
     return model
+
+
+def group_settings(model: nn.Module, optim_wrapper: OptimWrapper) -> dict[str, list[float]]:
+    """Learning rate and weight decay by the name of the parameter. Each that is trained stands in a group, and once."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = {}
+    for group in optim_wrapper.optimizer.param_groups:
+        for parameter in group['params']:
+            assert names[parameter] not in found, names[parameter]
+            found[names[parameter]] = [group['lr'], group['weight_decay']]
+    assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return found
 
 
 def segment(model: nn.Module, batch: torch.Tensor):

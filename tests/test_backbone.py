@@ -292,6 +292,23 @@ def test_names_in_the_state_dict_are_those_of_mmpretrain(deploy):
     assert set(RepVGG(TINY_SE, out_indices=(1,), deploy=deploy).state_dict()) == expected
 
 
+@pytest.mark.parametrize('deploy', [False, True])
+@pytest.mark.parametrize('out_indices, blocks', [((3,), 8), ((0, 1), 3)])
+def test_the_stem_and_every_block_are_a_layer(out_indices, blocks, deploy):
+    model = RepVGG(TINY_SE, out_indices=out_indices, deploy=deploy)
+    layers = ['stem', 'stage_1.0', 'stage_2.0', 'stage_2.1', *(f'stage_3.{block}' for block in range(4)), 'stage_4.0']
+    checked = set()
+    for depth, layer in enumerate(layers[:1 + blocks]):
+        for name, _ in model.get_submodule(layer).named_parameters(prefix=layer):
+            checked.add(name)
+            assert model.get_layer_depth(name) == (depth, blocks + 2)
+            assert model.get_layer_depth(f'backbone.{name}', 'backbone.') == (depth, blocks + 2)
+            assert model.get_layer_depth(name, 'backbone.') == (blocks + 1, blocks + 2)  # of another part of the model
+    assert checked == {name for name, _ in model.named_parameters()}
+    for name in ('head.fc.weight', 'stem_of_a_head.weight', 'backbone.norm.weight'):
+        assert model.get_layer_depth(name, 'backbone.') == (blocks + 1, blocks + 2)
+
+
 @pytest.mark.parametrize('strides', [(2, 2, 1, 1), (1, 1, 1, 1)])
 def test_stride_1_adds_no_identity_branch(strides):
     same_width = dict(depths=(1, 2, 2, 1), width_factors=(0.25, 0.125, 0.0625, 0.03125))  # 16 channels everywhere
