@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
@@ -13,9 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .branch_sum import Geometry, Norm, branch_sum, centres
-from .environment import cpu_autocast_dtype, is_compiling
+from .environment import cpu_autocast_dtype, is_compiling, is_sharded
 from .errors import UserError
 from .fusion import Kept, ScaleShift, can_be_kept, fuse_branches, scale_shift_of_norm
+
+TENSORS = ('weight', 'bias', 'running_mean', 'running_var')  # of the layers of branches
 
 
 class Conv1x1(nn.Conv2d):
@@ -162,17 +164,17 @@ class RepVGGBlock(nn.Module):
     def _fused(self) -> tuple[Tensor, Tensor] | None:
         """What `fuse` gives, from the call before if nothing has changed since; None with statistics of this batch."""
         if is_compiling() or torch.jit.is_tracing():
-            return self.fuse() if self._statistics_frozen() else None
+            return self.fuse() if self._is_one_convolution() else None
 
         kept = self._kept
         if kept is not None and kept.is_current():
             return kept.fused
 
         self._kept = None
-        if not self._statistics_frozen():
+        if not self._is_one_convolution():
             return None
         tables = self._tables()
-        if not can_be_kept(tables):
+        if is_sharded(self) or self._has_tensors_elsewhere() or not can_be_kept(tables):
             return self.fuse()
 
         with torch.inference_mode(False), torch.no_grad():
@@ -180,12 +182,27 @@ class RepVGGBlock(nn.Module):
         self._kept = kept
         return kept.fused
 
-    def _tables(self) -> list[dict[str, object]]:
-        """Where torch keeps the layers of the branches and their tensors."""
-        tables = [self._modules, self.branch_3x3._modules, self.branch_1x1._modules]
-        for layer in (self.branch_3x3.conv, self.branch_1x1.conv, *self._norms()):
+    def _tables(self) -> list[Mapping[str, object]]:
+        """Where torch keeps the layers of the branches, their tensors, and what is called before and after them."""
+        tables = [self._modules, self.branch_3x3._modules, self.branch_1x1._modules, *self._hooks()]
+        for layer in self._layers():
             tables += [layer._parameters, layer._buffers]
         return tables
+
+    def _hooks(self) -> list[Mapping[int, Callable]]:
+        """What is called before and after the branches and their layers; they themselves are then called, too."""
+        hooks = []
+        for layer in (self.branch_3x3, self.branch_1x1, *self._layers()):
+            hooks += [layer._forward_pre_hooks, layer._forward_hooks]
+        return hooks
+
+    def _has_tensors_elsewhere(self) -> bool:
+        """Whether a layer's tensors are none of its own, as where torch computes them from others at each access."""
+        for layer in self._layers():
+            own = {**layer._parameters, **layer._buffers}
+            if any(own.get(name) is not getattr(layer, name, None) for name in TENSORS):
+                return True
+        return False
 
     def train(self, mode: bool = True) -> RepVGGBlock:
         """As torch's; what is kept for evaluation is given back, so that `eval()` starts anew."""
@@ -228,16 +245,20 @@ class RepVGGBlock(nn.Module):
         if self.branch_norm is not None:
             yield 'branch_norm', self.branch_norm
 
+    def _layers(self) -> list[nn.Module]:
+        return [self.branch_3x3.conv, self.branch_1x1.conv, *self._norms()]
+
     def _norms(self) -> list[nn.Module]:
         norms = [self.branch_3x3.norm, self.branch_1x1.norm]
         return norms if self.branch_norm is None else [*norms, self.branch_norm]
 
-    def _statistics_frozen(self) -> bool:
-        return all(_on_running_statistics(norm) for norm in self._norms())
+    def _is_one_convolution(self) -> bool:
+        """Whether the sum of the branches is one, and nothing asks for its parts."""
+        return all(_on_running_statistics(norm) for norm in self._norms()) and not any(self._hooks())
 
     def _sums_in_one_pass(self, x: Tensor) -> bool:
         """Whether `branch_sum` can take this call: on a CPU, with plain norms, each on the statistics of this batch."""
-        if is_compiling():  # which sees through branches, and not into a Function
+        if is_compiling() or any(self._hooks()):  # a compiler sees through branches, and not into a Function
             return False
         conv = self.branch_3x3.conv
         dtypes = {conv.weight.dtype}

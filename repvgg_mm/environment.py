@@ -7,6 +7,7 @@ compiled. So it is looked at here, before anything fails in a place that does no
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -112,6 +113,12 @@ def is_compiling() -> bool:
     if hasattr(torch.compiler, 'is_compiling'):
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()
+
+
+def is_sharded(module: torch.nn.Module) -> bool:
+    """Whether torch's `fully_shard` was called on it, so that its parameters are whole only while it runs."""
+    fsdp = sys.modules.get('torch.distributed.fsdp')  # not loaded, not called
+    return hasattr(fsdp, 'FSDPModule') and isinstance(module, fsdp.FSDPModule)
 
 
 def _version(package: str) -> str | None:

@@ -13,6 +13,7 @@ kernel that is used again as long as what it was made from is there unchanged.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 SMALL = 4096   # elements up to which a tensor is compared whole
 SAMPLED = 16   # elements that are compared of a larger one
+UNSIGNED = {1: 'B', 2: 'H', 4: 'I', 8: 'Q'}  # memoryview's name of a number of that many bytes
 VERSION = operator.attrgetter('_version')
 SETTINGS = operator.attrgetter('training', 'eps')  # of a BatchNorm
 
@@ -149,8 +151,8 @@ class Kept:
         self.tensors = _floating(self.values)
         self.versions = [*map(VERSION, self.tensors)]
         self.pointers = [*map(Tensor.data_ptr, self.tensors)]
-        self.seen = [_bytes_of(tensor) for tensor in self.tensors]
-        self.contents = [seen.tobytes() for seen in self.seen]
+        self.memory = [*map(_memory_of, self.tensors)]
+        self.contents = [*map(memoryview.tobytes, self.memory)]
 
     def is_current(self) -> bool:
         """Whether every module and tensor is there as it was, and no gradient is wanted for one.
@@ -163,7 +165,7 @@ class Kept:
             and [*map(SETTINGS, self.norms)] == self.settings
             and [*map(VERSION, self.tensors)] == self.versions
             and [*map(Tensor.data_ptr, self.tensors)] == self.pointers
-            and [seen.tobytes() for seen in self.seen] == self.contents
+            and [*map(memoryview.tobytes, self.memory)] == self.contents
             and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)))
 
 
@@ -189,10 +191,13 @@ def _is_dense(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _bytes_of(tensor: Tensor) -> object:
-    """All of a tensor's bytes, or those of some elements, as a numpy array that shares its memory."""
-    length = tensor.numel()
-    flat = tensor.detach().as_strided((length,), (1,))  # in the order of its memory
-    if length > SMALL:
-        flat = flat[::math.ceil(length / SAMPLED)]
-    return flat.unsqueeze(-1).view(torch.uint8).numpy()
+def _memory_of(tensor: Tensor) -> memoryview:
+    """Of all of a tensor's elements, or of some, without a copy; valid as long as `data_ptr` is what it was.
+
+    `Tensor.numpy` would do it too, but needs NumPy and keeps torch from resizing the memory, as FSDP does.
+    """
+    memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    elements = memoryview(memory).cast('B').cast(UNSIGNED[tensor.element_size()])
+    if len(elements) > SMALL:
+        return elements[::math.ceil(len(elements) / SAMPLED)]
+    return elements

@@ -11,6 +11,7 @@ from helpers import assert_same_state, block, branch_sum, image, randomise_norms
 from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from repvgg_mm import Branch, Parts, RepVGGBlock, UserError
 from repvgg_mm.block import Conv1x1, SqueezeExcitation, branch_by_branch, fuse_blocks, fused_conv
@@ -143,18 +144,54 @@ def test_one_norm_on_batch_statistics_is_not_fused():
     assert training.branch_1x1.norm.num_batches_tracked == 1
 
 
+class Counted(Conv1x1):
+    """A convolution that counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
 def test_fuses_on_the_fly_only_outside_branch_by_branch():
     training = block(8, 8, identity=True)
-    calls = []
-    training.branch_1x1.register_forward_hook(lambda *_: calls.append('branch_1x1'))
+    counted = training.branch_1x1.conv = Counted(8, 8, 1, bias=False).double()
     training(image(1, 8, 5, 5))
-    assert calls == []
+    assert counted.calls == 0
     with pytest.raises(ZeroDivisionError), branch_by_branch(training):
         training(image(1, 8, 5, 5))
         raise ZeroDivisionError
-    assert calls == ['branch_1x1']
+    assert counted.calls == 1
     training(image(1, 8, 5, 5))
-    assert calls == ['branch_1x1']
+    assert counted.calls == 1
+
+
+@pytest.mark.parametrize('mode', ['training', 'evaluation', 'frozen'])
+@pytest.mark.parametrize('place', ['branch_3x3', 'branch_1x1.conv', 'branch_norm'])
+def test_hooks_on_layers_are_called(mode, place):
+    """And their results count, as where torch computes a pruned weight before each call."""
+    training = block(8, 8, identity=True).train(mode == 'training').requires_grad_(mode != 'evaluation')
+    x = image(2, 8, 5, 5)
+    training(x)
+    training.get_submodule(place).register_forward_hook(lambda module, inputs, output: output * 3)
+    with branch_by_branch(training):
+        expected = training(x)
+    for _ in range(2):
+        torch.testing.assert_close(training(x), expected, **EXACT)
+
+
+def test_pruned_and_parametrised_kernels():
+    x = image(2, 8, 5, 5)
+    for training in (block(8, 8, identity=True), block(8, 8, identity=True).requires_grad_(False)):
+        prune.random_unstructured(training.branch_3x3.conv, 'weight', amount=0.5)
+        nn.utils.parametrizations.weight_norm(training.branch_1x1.conv)
+        for factor in (1, 2, 3):
+            training.branch_3x3.conv.weight_orig.data *= factor
+            training.branch_1x1.conv.parametrizations.weight.original0.data *= factor
+            with branch_by_branch(training):
+                expected = training(x)
+            torch.testing.assert_close(training(x), expected, **EXACT)
 
 
 @pytest.mark.parametrize('with_cp', [False, True])

@@ -9,6 +9,7 @@ from os import PathLike
 from torch import nn
 
 from ..block import check_blocks, fuse_blocks
+from ..environment import is_sharded
 from ..errors import UserError
 from ..files.checkpoint import write_checkpoint
 from .blocks import fusible_or_fused, norms_left, unknown_switches
@@ -43,8 +44,8 @@ def whole_model_convert(
         mode. Converting it again changes nothing.
 
     Raises:
-        UserError: there is no RepVGG block, a block cannot be fused, two targets are given, or
-            `deploy_model` does not fit. No model is then changed and nothing is written.
+        UserError: there is no RepVGG block, a block cannot be fused, its parameters are sharded, two targets are
+            given, or `deploy_model` does not fit. No model is then changed and nothing is written.
     """
     _check_model(train_model)
     if deploy_model is not None:
@@ -80,6 +81,13 @@ def _check_model(model: object) -> None:
         raise UserError(
             f'A model is converted, and {model!r} is a {type(model).__name__}. Load a file into its '
             'model first, or use tools/convert_whole.py; a file to write goes into save_path.')
+
+    sharded = [name or 'the model' for name, module in model.named_modules() if is_sharded(module)]
+    if sharded:
+        raise UserError(
+            f'Fusing needs whole parameters, and those of {", ".join(sharded[:3])} are sharded over several processes. '
+            'Build the model again without fully_shard and load get_model_state_dict(model, '
+            'options=StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict into it.')
 
 
 def _warn_of_unknown(model: nn.Module) -> None:
