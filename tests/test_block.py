@@ -181,17 +181,26 @@ def test_hooks_on_layers_are_called(mode, place):
         torch.testing.assert_close(training(x), expected, **EXACT)
 
 
-def test_pruned_and_parametrised_kernels():
-    x = image(2, 8, 5, 5)
-    for training in (block(8, 8, identity=True), block(8, 8, identity=True).requires_grad_(False)):
-        prune.random_unstructured(training.branch_3x3.conv, 'weight', amount=0.5)
-        nn.utils.parametrizations.weight_norm(training.branch_1x1.conv)
-        for factor in (1, 2, 3):
-            training.branch_3x3.conv.weight_orig.data *= factor
-            training.branch_1x1.conv.parametrizations.weight.original0.data *= factor
-            with branch_by_branch(training):
-                expected = training(x)
-            torch.testing.assert_close(training(x), expected, **EXACT)
+def pruned(conv: nn.Conv2d) -> Tensor:
+    prune.random_unstructured(conv, 'weight', amount=0.5)
+    return conv.weight_orig
+
+
+def weight_normed(conv: nn.Conv2d) -> Tensor:
+    nn.utils.parametrizations.weight_norm(conv)
+    return conv.parametrizations.weight.original0
+
+
+@pytest.mark.parametrize('trained', [True, False])
+@pytest.mark.parametrize('parametrised', [pruned, weight_normed])
+def test_kernels_that_torch_computes_from_others(parametrised, trained):
+    training, x = block(8, 8, identity=True).requires_grad_(trained), image(2, 8, 5, 5)
+    origin = parametrised(training.branch_1x1.conv)
+    for factor in (1, 2, 3):
+        origin.data *= factor
+        with branch_by_branch(training):
+            expected = training(x)
+        torch.testing.assert_close(training(x), expected, **EXACT)
 
 
 @pytest.mark.parametrize('with_cp', [False, True])

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from helpers import backbone, randomise_norms
+from tool_runs import run_tool
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -120,3 +121,11 @@ def test_a_forward_pass_outside_of_a_backward_one_counts():
     before = training.stem.branch_3x3.norm.num_batches_tracked.clone()
     training(torch.randn(2, 3, 32, 32))
     assert training.stem.branch_3x3.norm.num_batches_tracked == before + 1
+
+
+def test_the_table_of_a_gpu_is_made_on_a_cpu_too():
+    output = run_tool('benchmarks/gpu_step.py', 'A0', '--device', 'cpu', '--size', 64, '--images', 2, '--rounds', 2,
+                      '--dtypes', 'float32', '--modes', 'eager').stdout
+    rows = [line.split(' | ')[:2] for line in output.splitlines() if line.startswith('| A0, ')]
+    assert ['| A0, step, float32, eager', 'training form'] in rows
+    assert ['| A0, evaluation, float32, eager', 'deploy form'] in rows

@@ -63,7 +63,7 @@ LEAST = dict(
     convert_weights='SRC DST -a RepVGG-A0', export='CONFIG CHECKPOINT --out DIR',
     predict='CONFIG CHECKPOINT IMAGES --out DIR', benchmark='CONFIG', make_shapes='DIR', demo='',
     engines='CONFIG CHECKPOINT --out DIR --shape 1 1', int8='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR',
-    int8_onnxruntime='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR', training_step='', evaluation='')
+    int8_onnxruntime='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR', training_step='', evaluation='', gpu_step='')
 WITHOUT_ARGUMENTS = ('checkpoint_reading', 'inplace_conversion')
 OF_FOLDERS = ('code_density',)
 COMMANDS = sorted({command for text in TEXTS.values() for command in commands_in(text)})
@@ -135,8 +135,9 @@ def test_readme_names_the_main_targets():
 @pytest.mark.parametrize('page', TEXTS)
 def test_no_placeholder_is_left(page):
     words = set(re.findall(r'\b[A-Z]+_[A-Z]+\b', TEXTS[page]))
-    known = {'REPVGG_MM_DATA', 'REPVGG_MM', 'NODE_RANK', 'MASTER_ADDR', 'PYTEST_ARGS', 'CONFIG_NAME', 'OTHER_CONFIG',
-             'OMP_WAIT_POLICY', 'INFERENCE_PRECISION_HINT', 'MALLOC_TRIM', 'MALLOC_MMAP', 'MALLOC_TOP', 'MMENGINE_HOME'}
+    known = {'REPVGG_MM_DATA', 'REPVGG_MM', 'NODE_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PYTEST_ARGS', 'CONFIG_NAME',
+             'OTHER_CONFIG', 'OMP_WAIT_POLICY', 'INFERENCE_PRECISION_HINT', 'MALLOC_TRIM', 'MALLOC_MMAP', 'MALLOC_TOP',
+             'MMENGINE_HOME'}
     assert words - known == set()
     assert re.findall(r'\b(?:TODO|FIXME|XXX|OUTPUT|PRIVATE)\b', TEXTS[page]) == []
 

@@ -1,0 +1,143 @@
+"""What both forms cost on a GPU beside plain nets and a ResNet-50: eager and compiled, float32 and bfloat16.
+
+    python benchmarks/gpu_step.py [A0 B1g2 B2] [--size 512] [--images 16] [--rounds 11] [--device cuda]
+
+Rows of one group are timed in turn, as ratios to the plain net of the same shapes; medians, quartiles in brackets. A
+share of the peak is that of the largest product of matrices in the same type, which is measured here, too. Where
+mmpretrain or mmcv's mmseg can be imported their nets are rows. `--device cpu` shows that it runs: steps are then not
+compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from training_step import peers, plain_net
+
+from repvgg_mm import RepVGG, whole_model_convert
+from repvgg_mm.convert.measure import count_macs
+
+DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}  # of autocast
+MODES = ('eager', 'compiled')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('archs', nargs='*', default=['A0', 'B1g2', 'B2'])
+    parser.add_argument('--size', type=int, default=512)
+    parser.add_argument('--images', type=int, default=16)
+    parser.add_argument('--rounds', type=int, default=11)
+    parser.add_argument('--device', default='cuda')
+    parser.add_argument('--dtypes', nargs='+', default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument('--modes', nargs='+', default=list(MODES), choices=MODES)
+    args = parser.parse_args()
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('no GPU is there: --device cpu shows that the script runs, with --size 64 --images 2')
+
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name() if device.type == 'cuda' else 'a CPU'
+    print(f'torch {torch.__version__}, {name}, {args.images} images of {args.size}x{args.size}, channels_last')
+    print('| | what | ms | ratio | share of the peak |\n|---|---|---|---|---|')
+    x = torch.randn(args.images, 3, args.size, args.size, device=device).to(memory_format=torch.channels_last)
+    for dtype in args.dtypes:
+        peak = peak_of_products(device, DTYPES[dtype])
+        for arch in args.archs:
+            for mode in args.modes:
+                measure(arch, x, dtype, mode, args.rounds, peak)
+
+
+def measure(arch: str, x: Tensor, dtype: str, mode: str, rounds: int, peak: float) -> None:
+    """Print the rows of one architecture; `peak` is in multiplications and additions a second."""
+    models = nets(arch, x.device)
+    trainable = models if x.is_cuda or mode == 'eager' else {}
+    evaluated = {name: models[name] for name in ('plain conv-BN-ReLU', 'training form')}
+    evaluated['deploy form'] = whole_model_convert(models['training form'])
+    groups = {'step': (trainable, step), 'evaluation': (evaluated, evaluate)}
+
+    for group, (members, work) in groups.items():
+        calls = {}
+        for name, model in members.items():
+            calls[name] = partial(work, torch.compile(model) if mode == 'compiled' else model, x, DTYPES[dtype])
+
+        for name, times, ratios in timed(calls, rounds, x.device):
+            low, median, high = statistics.quantiles(ratios, n=4)
+            seconds = statistics.median(times)
+            share = ''
+            if group == 'evaluation':
+                operations = 2 * len(x) * count_macs(members[name].eval(), x[:1])
+                share = f'{operations / seconds / peak:.0%}'
+            kind = f'{arch}, {group}, {dtype}, {mode}'
+            ratio = f'{median:.2f} ({low:.2f} to {high:.2f})'
+            print(f'| {kind} | {name} | {1000 * seconds:.1f} | {ratio} | {share} |', flush=True)
+    torch._dynamo.reset()
+
+
+def nets(arch: str, device: torch.device) -> dict[str, nn.Module]:
+    ours = RepVGG(arch)
+    found = {'plain conv-BN-ReLU': plain_net(ours, norm=True), 'training form': ours, **dict(peers(arch))}
+    with contextlib.suppress(ImportError):
+        from mmseg.models.backbones import ResNet
+        found['ResNet-50'] = ResNet(50, strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), style='pytorch')
+    return {name: model.to(device, memory_format=torch.channels_last) for name, model in found.items()}
+
+
+def step(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
+    model.train()
+    model.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+        loss = sum(out.mean() for out in model(x))
+    loss.backward()
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
+    model.eval()
+    with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
+        model(x)
+
+
+def timed(
+    calls: dict[str, Callable[[], None]], rounds: int, device: torch.device
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Name, seconds, and ratios to the first call of the same round; three rounds before are not counted."""
+    times = {name: [] for name in calls}
+    for _ in range(rounds + 3):
+        for name, call in calls.items():
+            times[name].append(seconds_of(call, device))
+
+    for name, all_of_it in times.items():
+        _, first = next(iter(times.items()))
+        counted = all_of_it[3:]
+        yield name, counted, [own / other for own, other in zip(counted, first[3:])]
+
+
+def seconds_of(call: Callable[[], None], device: torch.device) -> float:
+    synchronise(device)
+    begin = time.perf_counter()
+    call()
+    synchronise(device)
+    return time.perf_counter() - begin
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+
+
+def peak_of_products(device: torch.device, dtype: torch.dtype | None) -> float:
+    """Multiplications and additions a second of the fastest of five products of two large matrices."""
+    size = 8192 if device.type == 'cuda' else 1024
+    matrix = torch.randn(size, size, device=device, dtype=dtype or torch.float32)
+    seconds = min(seconds_of(lambda: matrix @ matrix, device) for _ in range(5))
+    return 2 * size**3 / seconds
+
+
+if __name__ == '__main__':
+    main()
