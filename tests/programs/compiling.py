@@ -2,9 +2,9 @@
 
     python tests/programs/compiling.py [eager aot_eager aot_eager_decomp_partition inductor]
 
-Two steps in training form, then an evaluation in which averaged weights are swapped in through `.data`, as MMEngine's
-EMAHook does it; the last rows are the deploy form. Float64; differences are relative to the largest value of a tensor.
-On a CPU `inductor`, which needs a compiler of C++, evaluates only.
+Two steps of the training form, and evaluations between which averaged weights are swapped in and out through `.data`,
+as MMEngine's EMAHook does it; the last row of a backend is the deploy form. Float64; differences are relative to the
+largest value of a tensor. On a CPU `inductor`, which needs a compiler of C++, evaluates only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_compile import INPUTS, model, step  # noqa: E402
+from test_compile import INPUTS, model, step
 
 BACKENDS = ['eager', 'aot_eager', 'aot_eager_decomp_partition', 'inductor']
 OPTIONS = [
@@ -36,49 +36,46 @@ def main() -> None:
 
 
 def row(backend: str, options: dict) -> str:
-    eager = model(**options).train()
-    compiled = copy.deepcopy(eager)
-    run = torch.compile(compiled, backend=backend)
-
-    cells = ['not run', 'not run']
-    if backend != 'inductor':
-        start()
-        try:
-            cells = [f'{steps(run, eager):.0e}']
-        except RuntimeError as error:
-            cells = [str(error).partition(':')[0]]
-        cells.insert(0, str(breaks()))
-
-    start()
-    averaged = [parameter.detach() * 0.9 for parameter in eager.parameters()]
-    differences = []
-    with torch.no_grad():
-        for _ in range(2):  # the averaged weights, and then those of before
-            for one in (eager, compiled):
-                swap(one.eval(), copy.deepcopy(averaged))
-            differences += [difference(*pair) for pair in zip(run(INPUTS), eager(INPUTS), strict=True)]
-            averaged = [parameter / 0.9 for parameter in averaged]
-    cells += [str(breaks()), f'{max(differences):.0e}']
-
     name = ', '.join(f'{name}={value}' for name, value in options.items() if value not in (False, -1))
-    return ' | '.join([f'| {backend}', name or 'nothing', *cells]) + ' |'
+    cells = [backend, name or 'nothing']
+    works = [(steps, backend != 'inductor'), (evaluations, True)]
+
+    for work, runs in works:
+        if not runs:
+            cells += ['not run', 'not run']
+            continue
+
+        torch._dynamo.reset()
+        counters.clear()
+        eager = model(**options).train()
+        try:
+            largest = f'{work(copy.deepcopy(eager), eager, backend):.0e}'
+        except RuntimeError as error:
+            largest = str(error).partition(':')[0]
+        cells += [str(sum(counters['graph_break'].values())), largest]
+    return '| ' + ' | '.join(cells) + ' |'
 
 
-def steps(run: nn.Module, eager: nn.Module) -> float:
-    """The largest difference in two steps."""
+def steps(compiled: nn.Module, eager: nn.Module, backend: str) -> float:
+    """The largest difference in two steps: outputs, gradients, running statistics."""
+    run = torch.compile(compiled, backend=backend)
     differences = []
     for _ in range(2):
         differences += [difference(*pair) for pair in zip(step(run, INPUTS), step(eager, INPUTS), strict=True)]
     return max(differences)
 
 
-def start() -> None:
-    torch._dynamo.reset()
-    counters.clear()
-
-
-def breaks() -> int:
-    return sum(counters['graph_break'].values())
+@torch.no_grad()
+def evaluations(compiled: nn.Module, eager: nn.Module, backend: str) -> float:
+    """The largest difference of an output: with weights of before, with averaged ones, and with those of before."""
+    run = torch.compile(compiled, backend=backend)
+    averaged = {one: [parameter * 0.9 for parameter in one.parameters()] for one in (eager, compiled)}
+    differences = []
+    for _ in range(3):
+        differences += [difference(*pair) for pair in zip(run.eval()(INPUTS), eager.eval()(INPUTS), strict=True)]
+        for one, others in averaged.items():
+            swap(one, others)
+    return max(differences)
 
 
 def swap(model: nn.Module, others: list[Tensor]) -> None:
