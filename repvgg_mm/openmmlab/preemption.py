@@ -8,7 +8,7 @@ import threading
 from types import FrameType
 
 import torch
-from mmengine.dist import all_reduce, is_main_process
+from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -84,6 +84,7 @@ class SaveOnSignalHook(Hook):
         if is_main_process():
             written = f'{hooks[0].last_ckpt} is written; go on with --resume' if hooks else 'no hook writes checkpoints'
             print(f'Stopped by a signal after {place}: {written}.', file=sys.stderr, flush=True)
+        barrier()  # while one process writes: mpirun and torchrun end all when another one ends
         raise SystemExit(self.ending)
 
     def _leave(self) -> None:

@@ -140,19 +140,28 @@ param_scheduler = []
     assert read_checkpoint(written)['meta']['epoch'] == epoch
 
 
-def test_two_processes_end_together(config, shapes, tmp_path):
-    """One of them is signalled."""
+@pytest.mark.parametrize('rank, hook', [(1, 'CheckpointHook'), (0, 'SlowCheckpointHook')])
+def test_two_processes_end_together(rank, hook, config, shapes, tmp_path):
+    """One of them is signalled. The other one is still there where rank 0 takes three seconds to write: torchrun would
+    signal rank 0 for the second time, and mpirun kill it."""
+    slow = derived_config(tmp_path / 'slow.py', f"""
+custom_imports = dict(imports=['repvgg_mm', 'rank_weights'])
+default_hooks = dict(checkpoint=dict(type='{hook}'))
+""", base=config)
     words = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', *command(
-        config, shapes, tmp_path, '--launcher', 'pytorch')]
+        slow, shapes, tmp_path, '--launcher', 'pytorch')]
+    modules = [str(ROOT / 'tests' / 'programs'), os.environ.get('PYTHONPATH', '')]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(modules)}
     process = subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        env=environment)
     for line in process.stdout:
         if line.startswith('Training '):
             break
-    ranks = psutil.Process(process.pid).children()
     time.sleep(0.5)
-    ranks[1].send_signal(signal.SIGUSR1)
+    for member in psutil.Process(process.pid).children():
+        if member.environ()['RANK'] == str(rank):
+            member.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=300)
     assert output.count('Stopped by a signal after step') == 1, output
     written = read_checkpoint((tmp_path / 'last_checkpoint').read_text())
