@@ -23,8 +23,8 @@ from repvgg_mm.openmmlab.model import build_model
 WALKED = ('README.md', 'docs/train.md', 'docs/export.md', 'docs/predict.md', 'docs/performance.md', 'docs/weights.md')
 NOT_RUN = {
     'tools/train.py configs/pspnet_repvgg_b2.py': 'no Cityscapes; tests/test_configs.py builds it',
-    'tools/train.py configs/pspnet_repvgg_b2.py --launcher slurm': 'no Slurm',
-    'tools/train.py configs/pspnet_repvgg_b2.py --launcher mpi': 'no MPI',
+    'tools/train.py configs/pspnet_repvgg_b2.py --launcher slurm': 'tests/programs/launchers.py runs it on shapes',
+    'tools/train.py configs/pspnet_repvgg_b2.py --launcher mpi': 'tests/programs/launchers.py runs it on shapes',
     'tools/train.py configs/classify_repvgg_a0_imagenet.py': 'no ImageNet; tests/test_classification.py on shapes',
     'tools/convert_weights.py RepVGGplus-L2pse.pth l2pse.pth -a RepVGGplus-L2pse': 'half a gigabyte',
 }

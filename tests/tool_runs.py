@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,13 @@ def measured_runs(commands: list[list[object]], folder: Path) -> list[Run]:
     path.write_text(json.dumps([[str(word) for word in command] for command in commands]))
     output = run_tool('tests/programs/measured_runs.py', path).stdout
     return [Run(**result) for result in json.loads(output.rpartition('RESULTS')[2])]
+
+
+def free_port() -> int:
+    """Of this machine: the tests of both stacks may run at once."""
+    with socket.socket() as found:
+        found.bind(('127.0.0.1', 0))
+        return found.getsockname()[1]
 
 
 def small_data(root: Path) -> list[str]:

@@ -189,8 +189,7 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     """--work-dir and what launchers pass."""
     parser.add_argument('--work-dir', help='folder for logs and results; work_dirs/CONFIG_NAME by default')
     parser.add_argument(
-        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-        help='how several processes were started')
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], help='how several processes were started')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
 
 

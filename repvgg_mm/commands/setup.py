@@ -12,20 +12,24 @@ from mmengine.config import Config, DictAction
 from ..errors import UserError
 from ..files.checkpoint import use_safe_reader
 from ..openmmlab.config import import_toolbox, read_config
+from ..openmmlab.runner import check_alone
 
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config named on the command line, with --cfg-options, --launcher and --work-dir applied.
 
     Raises:
-        UserError: there is no such file, it is not a config, or an option of --cfg-options is none.
+        UserError: there is no such file, it is not a config, an option of --cfg-options is none, or several processes
+            were started without --launcher.
     """
     cfg = read_config(args.config, parse_options(args.cfg_options))
     import_toolbox(cfg)
     use_safe_reader(trust=getattr(args, 'trust_checkpoint', False))
     if 'launcher' in args:
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-        cfg.launcher = args.launcher
+        if args.launcher is None:
+            check_alone()
+        cfg.launcher = args.launcher or 'none'
         default = Path('work_dirs') / Path(args.config).stem
         cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(default)
         if Path(cfg.work_dir).is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import shutil
 import subprocess
 import sys
 import time
@@ -11,30 +11,26 @@ import time
 import psutil
 import pytest
 import torch
-from tool_runs import ROOT, derived_config, iterations, small_data
+from tool_runs import ROOT, derived_config, free_port, iterations, small_data
 
 from repvgg_mm.demo.shapes import make_shapes
 
 pytestmark = pytest.mark.stack
 
 
-def free_port() -> int:
-    """Of this machine: the tests of both stacks may run at once."""
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        return found.getsockname()[1]
-
-
-def launch(work_dir, shapes, steps: list[str], *flags: str) -> subprocess.Popen:
-    """tools/dist_train.sh on two processes."""
+def launch(work_dir, shapes, steps: list[str], *flags: str, program: str = 'torchrun') -> subprocess.Popen:
+    """tools/train.py on two processes that torchrun (tools/dist_train.sh) or mpirun starts."""
     config = derived_config(work_dir / 'hooked.py', "custom_imports = dict(imports=['repvgg_mm', 'rank_weights'])\n"
                             "custom_hooks = [dict(type='DumpWeightsHook')]\n"
                             "model = dict(backbone=dict(norm_cfg=dict(type='SyncBN')))")
     env = {**os.environ, 'PYTHON': sys.executable, 'PORT': str(free_port()), 'OMP_NUM_THREADS': '1',
            'PYTHONPATH': str(ROOT / 'tests' / 'programs')}
+    start = ['bash', 'tools/dist_train.sh', config, '2']
+    if program == 'mpirun':
+        env.update(MASTER_PORT=env['PORT'], OMPI_ALLOW_RUN_AS_ROOT='1', OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1')
+        start = ['mpirun', '-np', '2', '--oversubscribe', sys.executable, 'tools/train.py', config, '--launcher', 'mpi']
     return subprocess.Popen(
-        ['bash', 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *flags, '--cfg-options',
-         *small_data(shapes), *steps],
+        [*start, '--work-dir', work_dir, *flags, '--cfg-options', *small_data(shapes), *steps],
         cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -68,8 +64,12 @@ def assert_equal_ranks(work_dir) -> None:
     assert moved
 
 
-def test_two_ranks_end_with_equal_weights(shapes, tmp_path):
-    finish(launch(tmp_path, shapes, iterations(3)))  # DDP stops in the second step if a parameter is unused
+@pytest.mark.parametrize('program', [
+    'torchrun',
+    pytest.param('mpirun', marks=pytest.mark.skipif(not shutil.which('mpirun'), reason='Open MPI is not installed'))])
+def test_two_ranks_end_with_equal_weights(program, shapes, tmp_path):
+    # DDP stops in the second step if a parameter is unused
+    finish(launch(tmp_path, shapes, iterations(3), program=program))
     assert_equal_ranks(tmp_path)
 
 
