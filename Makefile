@@ -3,7 +3,7 @@ STACK ?= openmmlab
 PYTHON ?= python3
 # Processes that run tests, the tests of a file in one of them
 WORKERS ?= 2
-OLDEST_TESTS := tests/convert tests/deploy tests/files tests/openmmlab tests/commands/test_convert.py \
+OLDEST_TESTS := tests/convert tests/deploy tests/files tests/openmmlab tests/training tests/commands/test_convert.py \
 	tests/test_archs.py tests/test_backbone.py tests/test_block.py tests/test_branch_sum.py tests/test_compile.py \
 	tests/test_environment.py tests/test_kept.py \
 	tests/test_fusion.py tests/test_layouts.py tests/test_pretrained.py tests/test_stages.py tests/test_wheel.py

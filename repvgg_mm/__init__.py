@@ -20,9 +20,9 @@ NEED_TORCH = {
     'read_checkpoint': 'files.checkpoint', 'fast_dilations': 'stages',
 }
 NEED_OPENMMLAB = {
-    'RepVGG': 'backbone', 'RepVGGConvertHook': 'deploy.hook', 'BFloat16OptimWrapper': 'openmmlab.amp',
-    'SaveOnSignalHook': 'openmmlab.preemption',
-    'LayerDecayOptimWrapperConstructor': 'openmmlab.layer_decay',
+    'RepVGG': 'backbone', 'RepVGGConvertHook': 'deploy.hook', 'BFloat16OptimWrapper': 'training.amp',
+    'SaveOnSignalHook': 'training.preemption',
+    'LayerDecayOptimWrapperConstructor': 'training.layer_decay',
     'load': 'deploy.load', 'predict': 'inference.predict',
 }
 __all__ = sorted(['UserError', '__version__', *NEED_TORCH, *NEED_OPENMMLAB])
@@ -43,10 +43,10 @@ def register() -> None:
         warnings.warn(wrong_combination(), stacklevel=2)
     from .backbone import RepVGG  # noqa: F401
     from .deploy.hook import RepVGGConvertHook  # noqa: F401
-    from .openmmlab.amp import BFloat16OptimWrapper  # noqa: F401
-    from .openmmlab.layer_decay import LayerDecayOptimWrapperConstructor  # noqa: F401
-    from .openmmlab.preemption import SaveOnSignalHook  # noqa: F401
     from .openmmlab.shipped import let_bases_be_named, let_the_hub_build
+    from .training.amp import BFloat16OptimWrapper  # noqa: F401
+    from .training.layer_decay import LayerDecayOptimWrapperConstructor  # noqa: F401
+    from .training.preemption import SaveOnSignalHook  # noqa: F401
     let_bases_be_named()
     let_the_hub_build()
 

@@ -16,7 +16,8 @@ MOST_FILES = 12  # in a folder, beside its __init__ and __main__
 BASIC = {'errors', 'version', 'environment'}
 PAPER = ['registry', 'archs', 'fusion', 'branch_sum', 'block', 'layouts', 'pretrained', 'stages', 'backbone']
 TORCH_PAPER = set(PAPER) - {'registry', 'backbone'}
-ROOMS = ['files', 'convert', 'openmmlab', 'deploy', 'engine', 'export', 'inference', 'report', 'demo', 'commands']
+ROOMS = [
+    'files', 'convert', 'openmmlab', 'training', 'deploy', 'engine', 'export', 'inference', 'report', 'demo', 'commands']
 
 # What may be imported of this package (paper files and rooms) and of the outside world besides the standard library.
 ALLOWED = {
@@ -35,16 +36,17 @@ ALLOWED = {
     'backbone': ({'archs', 'block', 'registry', 'stages'}, {'torch', 'mmcv', 'mmengine'}),
     'files': (set(), {'torch', 'numpy', 'safetensors', 'mmengine'}),
     'convert': (TORCH_PAPER | {'files'}, {'torch', 'mmengine'}),
-    'openmmlab': ({*PAPER, 'files'}, {'torch', 'numpy', 'mmengine', 'filelock'}),
+    'openmmlab': ({*PAPER, 'files'}, {'torch', 'numpy', 'mmengine'}),
+    'training': ({*PAPER, 'files', 'openmmlab'}, {'torch', 'numpy', 'mmengine', 'filelock'}),
     'deploy': ({*PAPER, 'files', 'convert', 'openmmlab'}, {'torch', 'numpy', 'mmengine'}),
-    'engine': ({*PAPER, 'files', 'convert', 'openmmlab', 'deploy'}, {'torch', 'numpy', 'mmengine'}),
-    'export': ({*PAPER, *ROOMS[:5]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet'}),
-    'inference': ({*PAPER, *ROOMS[:5]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'cv2', 'matplotlib', 'PIL'}),
-    'report': ({*PAPER, *ROOMS[:6]}, {
+    'engine': ({*PAPER, 'files', 'convert', 'openmmlab', 'training', 'deploy'}, {'torch', 'numpy', 'mmengine'}),
+    'export': ({*PAPER, *ROOMS[:6]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet'}),
+    'inference': ({*PAPER, *ROOMS[:6]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'cv2', 'matplotlib', 'PIL'}),
+    'report': ({*PAPER, *ROOMS[:7]}, {
         'torch', 'numpy', 'mmengine', 'mmdet', 'cv2', 'matplotlib', 'jinja2', 'markupsafe'}),
     'demo': ({*PAPER, 'files', 'convert', 'openmmlab', 'deploy', 'report'}, {
         'torch', 'numpy', 'mmengine', 'matplotlib', 'cv2'}),
-    'commands': ({*PAPER, *ROOMS[:9]}, {'torch', 'mmengine', 'argcomplete'}),
+    'commands': ({*PAPER, *ROOMS[:10]}, {'torch', 'mmengine', 'argcomplete'}),
 }
 # Files that may import less than their room: they work where torch or MMEngine is not installed.
 NARROWER = {

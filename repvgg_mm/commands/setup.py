@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from ..errors import UserError
 from ..files.checkpoint import use_safe_reader
 from ..openmmlab.config import import_toolbox, read_config
-from ..openmmlab.runner import check_alone
+from ..training.launchers import check_alone
 
 
 def load_config(args: argparse.Namespace) -> Config:

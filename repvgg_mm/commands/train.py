@@ -8,9 +8,9 @@ from mmengine.config import Config
 
 from ..deploy.checkpoint import PAIR
 from ..errors import UserError
-from ..openmmlab.amp import use_amp
-from ..openmmlab.resume import explained_resuming, resume_from, resume_latest
-from ..openmmlab.runner import build_runner
+from ..training.amp import use_amp
+from ..training.resume import explained_resuming, resume_from, resume_latest
+from ..training.runner import build_runner
 from .screen import ProgressHook, Screen, open_screen
 from .setup import load_config
 

@@ -16,7 +16,7 @@ from ..deploy.checkpoint import Checkpoint
 from ..errors import UserError
 from ..openmmlab.config import copy_of
 from ..openmmlab.data import complete_test_set
-from ..openmmlab.runner import build_runner
+from ..training.runner import build_runner
 from .description import is_engine
 from .engine import Engine
 from .model import EngineModel

@@ -21,7 +21,7 @@ from repvgg_mm.commands.arguments import parse
 from repvgg_mm.commands.setup import load_config
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.openmmlab.model import build_model, replace_sync_bn
-from repvgg_mm.openmmlab.runner import build_runner
+from repvgg_mm.training.runner import build_runner
 
 pytestmark = pytest.mark.stack
 HOOKS = "dict(type='EMAHook'), dict(type='RepVGGConvertHook', shape=(64, 64))"

@@ -28,14 +28,14 @@ from typing import NamedTuple
 import psutil
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 'openmmlab')]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 'training')]
 from hostile_checkpoints import shapes_model  # noqa: E402
 from test_preemption import assert_same_end  # noqa: E402
 from tool_runs import ROOT, derived_config, free_port, iterations, small_data  # noqa: E402
 
 from repvgg_mm import read_checkpoint  # noqa: E402
 from repvgg_mm.demo.shapes import make_shapes  # noqa: E402
-from repvgg_mm.openmmlab.runner import LAUNCHERS  # noqa: E402
+from repvgg_mm.training.launchers import LAUNCHERS  # noqa: E402
 
 STEPS, SAVE_EVERY = 100, 10
 SECONDS = 300  # that a run may take

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 'openmmlab')]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 'training')]
 import test_preemption as preemption  # noqa: E402
 from hostile_checkpoints import shapes_model  # noqa: E402
 from tool_runs import derived_config, run_tool  # noqa: E402

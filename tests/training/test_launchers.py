@@ -11,7 +11,7 @@ from tool_runs import ROOT, assert_refused, derived_config, free_port, iteration
 
 from repvgg_mm import UserError
 from repvgg_mm.demo.shapes import make_shapes
-from repvgg_mm.openmmlab.runner import LAUNCHERS, check_alone, set_ranks
+from repvgg_mm.training.launchers import LAUNCHERS, check_alone, set_ranks
 
 pytestmark = pytest.mark.stack
 

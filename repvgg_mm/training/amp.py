@@ -13,7 +13,7 @@ from mmengine.runner.amp import autocast
 from torch import nn
 
 from ..errors import UserError
-from .config import kind_of
+from ..openmmlab.config import kind_of
 
 KNOWN_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper')
 

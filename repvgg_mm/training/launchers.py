@@ -1,29 +1,17 @@
-"""From a config to a Runner of MMEngine, on any number of processes, with or without a GPU."""
+"""Several processes that train together, whatever has started them."""
 
 from __future__ import annotations
 
 import os
 import socket
 import subprocess
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, is_distributed
-from mmengine.fileio import register_backend
-from mmengine.model import is_model_wrapper
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 
-from ..environment import check_torchvision
 from ..errors import UserError, reason
-from .config import explained
-from .data import ClassesHook, check_dataset
-from .model import check_widths, replace_sync_bn
-from .preemption import SaveOnSignalHook
-from .resume import IgnoreSavedConfigHook, SeedEachStepHook
-from .work_dir import AtomicLocalBackend, OwnWorkDirHook, check_work_dir
 
 
 class Launcher(NamedTuple):
@@ -43,54 +31,6 @@ LAUNCHERS = {
     'slurm': Launcher("Slurm's srun", 'SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID'),
 }
 PAGE = 'docs/train.md, section "Several processes"'
-
-
-def build_runner(cfg: Config, *splits: str) -> Runner:
-    """A Runner for a config whose `launcher` and `work_dir` are set.
-
-    Without a GPU several processes talk through gloo and SyncBN becomes BN: neither nccl nor SyncBN
-    runs on a CPU.
-
-    Its checkpoints are written atomically, and a resumed run continues as if it had not been interrupted.
-    A training has its work dir for itself.
-
-    Raises:
-        UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
-            says it is, the config names a part or an option that there is not or channels of another backbone,
-            torchvision does not fit torch, the work dir cannot be written to, another training writes to it, or the
-            processes do not find each other.
-    """
-    check_torchvision()
-    for split in splits:
-        check_dataset(cfg, split)
-    check_work_dir(Path(cfg.work_dir))
-    if cfg.launcher != 'none':
-        set_ranks(cfg.launcher)
-        if not torch.cuda.is_available():
-            _init_dist_on_cpu(cfg)
-
-    register_backend('local', AtomicLocalBackend, force=True, prefixes='')
-    with explained():
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    check_widths(model, cfg)
-
-    if 'train' in splits:
-        runner.register_hook(OwnWorkDirHook(Path(runner.work_dir)))
-        runner.register_hook(ClassesHook())
-        runner.register_hook(SeedEachStepHook())
-        runner.register_hook(IgnoreSavedConfigHook())
-        _save_on_signals(runner)
-    return runner
-
-
-def _save_on_signals(runner: Runner) -> None:
-    """From here on, so that workers of data loaders, which are started later, outlive a signal to all processes."""
-    hooks = [hook for hook in runner.hooks if isinstance(hook, SaveOnSignalHook)]
-    if not hooks:
-        hooks = [SaveOnSignalHook()]
-        runner.register_hook(hooks[0])
-    hooks[0].watch()
 
 
 def check_alone() -> None:
@@ -149,8 +89,8 @@ def _master_of_slurm() -> str:
             f'({reason(error)}). Set MASTER_ADDR to the machine of rank 0.') from None
 
 
-def _init_dist_on_cpu(cfg: Config) -> None:
-    """Join the other processes, and let the model of `cfg` be trained with them; UserError if that fails."""
+def join_on_cpu(cfg: Config) -> None:
+    """Join the other processes, through gloo; UserError if that fails."""
     settings = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
     timeout = {name: value for name, value in settings.items() if name == 'timeout'}
     # MMEngine chooses a CUDA device before it joins them.
@@ -168,11 +108,3 @@ def _init_dist_on_cpu(cfg: Config) -> None:
             f'{place} ({reason(error)}). See {PAGE}, for what to check.') from None
     finally:
         torch.cuda.set_device = choose_device
-
-    wrapper = dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
-    cfg.setdefault('model_wrapper_cfg', wrapper)
-    cfg.model_wrapper_cfg['device_ids'] = None
-    replace_sync_bn(cfg)

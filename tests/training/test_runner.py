@@ -14,9 +14,9 @@ from tool_runs import derived_config, small_data
 from repvgg_mm import UserError, read_checkpoint
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.openmmlab.config import read_config
-from repvgg_mm.openmmlab.resume import IgnoreSavedConfigHook, SeedEachStepHook
-from repvgg_mm.openmmlab.runner import build_runner
-from repvgg_mm.openmmlab.work_dir import LOCK, AtomicLocalBackend, OwnWorkDirHook
+from repvgg_mm.training.resume import IgnoreSavedConfigHook, SeedEachStepHook
+from repvgg_mm.training.runner import build_runner
+from repvgg_mm.training.work_dir import LOCK, AtomicLocalBackend, OwnWorkDirHook
 
 pytestmark = pytest.mark.stack
 

@@ -16,7 +16,7 @@ from tool_runs import ROOT, assert_refused, derived_config, iterations, run_tool
 from repvgg_mm import read_checkpoint
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.files.checkpoint import write_checkpoint
-from repvgg_mm.openmmlab.work_dir import LOCK, AtomicLocalBackend, claim, keep_to_folders
+from repvgg_mm.training.work_dir import LOCK, AtomicLocalBackend, claim, keep_to_folders
 
 pytestmark = pytest.mark.stack
 

@@ -21,7 +21,7 @@ from repvgg_mm import read_checkpoint
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.errors import UserError
 from repvgg_mm.files.checkpoint import write_checkpoint
-from repvgg_mm.openmmlab.resume import resume_latest
+from repvgg_mm.training.resume import resume_latest
 
 pytestmark = pytest.mark.stack
 

@@ -10,7 +10,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch.testing import assert_close
 
 from repvgg_mm import UserError
-from repvgg_mm.openmmlab.amp import use_amp
+from repvgg_mm.training.amp import use_amp
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='what happens without a GPU')
 
