@@ -17,7 +17,8 @@ BASIC = {'errors', 'version', 'environment'}
 PAPER = ['registry', 'archs', 'fusion', 'branch_sum', 'block', 'layouts', 'pretrained', 'stages', 'backbone']
 TORCH_PAPER = set(PAPER) - {'registry', 'backbone'}
 ROOMS = [
-    'files', 'convert', 'openmmlab', 'training', 'deploy', 'engine', 'export', 'inference', 'report', 'demo', 'commands']
+    'files', 'convert', 'openmmlab', 'training', 'deploy', 'engine', 'export', 'inference', 'report', 'demo',
+    'commands']
 
 # What may be imported of this package (paper files and rooms) and of the outside world besides the standard library.
 ALLOWED = {
