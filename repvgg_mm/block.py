@@ -178,13 +178,13 @@ class RepVGGBlock(nn.Module):
             return self.fuse()
 
         with torch.inference_mode(False), torch.no_grad():
-            kept = Kept(self.fuse(), tables, self._norms())
+            kept = Kept(self.fuse(), tables, self._norms(), self._hooks())
         self._kept = kept
         return kept.fused
 
-    def _tables(self) -> list[Mapping[str, object]]:
-        """Where torch keeps the layers of the branches, their tensors, and what is called before and after them."""
-        tables = [self._modules, self.branch_3x3._modules, self.branch_1x1._modules, *self._hooks()]
+    def _tables(self) -> list[dict[str, object]]:
+        """Where torch keeps the layers of the branches and their tensors."""
+        tables = [self._modules, self.branch_3x3._modules, self.branch_1x1._modules]
         for layer in self._layers():
             tables += [layer._parameters, layer._buffers]
         return tables

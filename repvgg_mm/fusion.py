@@ -16,7 +16,8 @@ from __future__ import annotations
 import ctypes
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -129,27 +130,32 @@ def _identity_kernel(kernel: Tensor, groups: int) -> Tensor:
 class Kept:
     """A fused kernel and bias, with what tells whether they are still those of the branches.
 
-    Writing in place counts a tensor's version up, replacing it or its memory is seen by identity. What is written
-    through `.data` does neither: norms are compared number by number, of kernels 16 numbers spread over them. So the
-    one change that is not seen is that of a few numbers of a kernel through `.data`, until `train()` or `eval()`.
+    Replacing a tensor or its memory is seen by identity. Small ones, all those of norms, are compared number by number,
+    kernels by 16 numbers spread over them and by their version, which counts whatever is written in place but not
+    through `.data`. So the one change that is not seen is that of a few numbers of a kernel through `.data`, until
+    `train()` or `eval()`.
 
     Args:
         fused: kernel and bias.
         tables: children, parameters and buffers by name of the modules that they were made from.
         norms: the BatchNorms among these.
+        hooks: what is called before and after them, which is nothing now.
     """
 
     def __init__(
-        self, fused: tuple[Tensor, Tensor], tables: Sequence[Mapping[str, object]], norms: Sequence[nn.Module]
+        self, fused: tuple[Tensor, Tensor], tables: Sequence[Mapping[str, object]], norms: Sequence[nn.Module],
+        hooks: Sequence[Mapping[int, Callable]],
     ) -> None:
         self.fused = fused
         self.tables = tables
         self.values = _values(tables)
         self.norms = norms
-        self.settings = [SETTINGS(norm) for norm in norms]
+        self.settings = [*map(SETTINGS, norms)]
+        self.hooks = hooks
 
         self.tensors = _floating(self.values)
-        self.versions = [*map(VERSION, self.tensors)]
+        self.large = [tensor for tensor in self.tensors if tensor.numel() > SMALL]
+        self.versions = [*map(VERSION, self.large)]
         self.pointers = [*map(Tensor.data_ptr, self.tensors)]
         self.memory = [*map(_memory_of, self.tensors)]
         self.contents = [*map(memoryview.tobytes, self.memory)]
@@ -157,13 +163,14 @@ class Kept:
     def is_current(self) -> bool:
         """Whether every module and tensor is there as it was, and no gradient is wanted for one.
 
-        Lists are compared as a whole: a loop in Python would take longer than a small convolution.
+        Lists are compared as a whole, and nothing is looked at twice: between two blocks all of this leaves the
+        processor's caches, and a small convolution takes no longer.
         """
         values = _values(self.tables)
         return (
             len(values) == len(self.values) and all(map(operator.is_, values, self.values))
-            and [*map(SETTINGS, self.norms)] == self.settings
-            and [*map(VERSION, self.tensors)] == self.versions
+            and not any(self.hooks) and [*map(SETTINGS, self.norms)] == self.settings
+            and [*map(VERSION, self.large)] == self.versions
             and [*map(Tensor.data_ptr, self.tensors)] == self.pointers
             and [*map(memoryview.tobytes, self.memory)] == self.contents
             and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)))
@@ -180,7 +187,7 @@ def can_be_kept(tables: Iterable[Mapping[str, object]]) -> bool:
 
 
 def _values(tables: Iterable[Mapping[str, object]]) -> list[object]:
-    return [value for table in tables for value in table.values()]
+    return [*chain.from_iterable(map(dict.values, tables))]
 
 
 def _floating(values: Iterable[object]) -> list[Tensor]:
