@@ -74,6 +74,8 @@ MUTANTS = [
     Mutant('training/launchers.py', "os.environ['LOCAL_RANK'] = ", "os.environ['LOCAL_RANK'] or ",
            'tests/training/test_launchers.py'),
     Mutant('training/launchers.py', 'int(count) > 1', 'int(count) > 4', 'tests/training/test_launchers.py'),
+    Mutant('training/compiling.py', '[dict(group) for group in optimizer.param_groups]', 'optimizer.param_groups',
+           'tests/training/test_compiling.py'),
     Mutant('training/preemption.py', '        barrier()', '        pass', 'tests/training/test_preemption.py'),
     Mutant('block.py', 'tables = [self._modules, self.branch_3x3._modules, self.branch_1x1._modules]', 'tables = []',
            'tests/test_kept.py'),
