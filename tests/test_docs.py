@@ -25,7 +25,8 @@ from repvgg_mm.openmmlab.model import build_model
 
 PACKAGE = Path(repvgg_mm.__file__).parent
 
-OF_OTHERS = re.compile(r'^.*(?:pip install|trtexec|polygraphy).*$', re.MULTILINE)  # lines with flags that are not ours
+# Lines with flags that are not ours.
+OF_OTHERS = re.compile(r'^.*(?:pip install|modelopt|trtexec|polygraphy).*$', re.MULTILINE)
 FLAG = re.compile(r'(?<![\w-])--[a-z][a-z-]+')
 
 

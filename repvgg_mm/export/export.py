@@ -245,8 +245,14 @@ def _describe_detector(description: Description, reference: nn.Module, inputs: T
 
 
 def trtexec(description: Description, name: str = f'{STEM}.onnx') -> str:
-    """The commands that make a TensorRT engine of an ONNX engine and compare the two, for a machine with a GPU."""
-    wanted, name = description.input, shlex.quote(name)
+    """The commands that make a TensorRT engine in float16 of an ONNX engine and compare it, for a machine with a GPU.
+
+    From TensorRT 10.12 on the types stand in the graph, so NVIDIA's ModelOpt writes them into it; TensorRT 11 has no
+    flags for them any more and takes `--stronglyTyped` as what it does anyway.
+    """
+    wanted = description.input
+    half = shlex.quote(str(Path(name).with_suffix('')) + '_fp16.onnx')
+    name = shlex.quote(name)
     shapes = ''
     if None in wanted.shape:
         traced = description.compared[0].shape
@@ -254,8 +260,9 @@ def trtexec(description: Description, name: str = f'{STEM}.onnx') -> str:
         for kind, size in sizes.items():
             shapes += f' --{kind}Shapes={wanted.name}:{size_text(size)}'
     return (
-        f'trtexec --onnx={name} --saveEngine={STEM}.plan --fp16{shapes}\n'
-        f'polygraphy run {name} --trt --fp16 --onnxrt --rtol 1e-2 --atol 1e-2')
+        f'python -m modelopt.onnx.autocast --onnx_path {name} --output_path {half}\n'
+        f'trtexec --onnx={half} --saveEngine={STEM}.plan --stronglyTyped{shapes}\n'
+        f'polygraphy run {half} --trt --strongly-typed --onnxrt --rtol 1e-2 --atol 1e-2')
 
 
 def _images(model: nn.Module, size: Sequence[int], preprocess: bool) -> Tensor:

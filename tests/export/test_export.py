@@ -98,7 +98,7 @@ def test_what_the_tool_writes_and_says(exported):
     assert meta['graph']['Conv'] == 15
     said = (exported.parents[1] / 'stdout').read_text()
     steps = ['Fusing', 'Exporting', 'Checking the graph', 'Running the engine', 'Writing',
-             'Relative error on 1x75x93x3', 'not run here', f'trtexec --onnx={exported / "engine.onnx"}']
+             'Relative error on 1x75x93x3', 'not run here', f'trtexec --onnx={exported / "engine_fp16.onnx"}']
     assert [said.index(step) for step in steps] == sorted(said.index(step) for step in steps)
 
 
@@ -327,8 +327,12 @@ def test_trtexec_names_the_sizes_of_a_dynamic_engine():
     assert '--minShapes=image:1x3x64x96 --optShapes=image:1x3x64x96 --maxShapes=image:4x3x64x96' in command
 
     fixed = description(input=Input('image', 'float32', 'NCHW', [1, 3, 64, 96]), compared=dynamic.compared)
-    assert trtexec(fixed).splitlines()[0] == 'trtexec --onnx=engine.onnx --saveEngine=engine.plan --fp16'
-    assert "--onnx='a b/engine.onnx'" in trtexec(fixed, 'a b/engine.onnx')
+    half, made, compared = trtexec(fixed).splitlines()
+    assert half == 'python -m modelopt.onnx.autocast --onnx_path engine.onnx --output_path engine_fp16.onnx'
+    assert made == 'trtexec --onnx=engine_fp16.onnx --saveEngine=engine.plan --stronglyTyped'
+    assert compared.startswith('polygraphy run engine_fp16.onnx --trt --strongly-typed --onnxrt ')
+    in_a_folder = trtexec(fixed, 'a b/engine.onnx')
+    assert "--onnx_path 'a b/engine.onnx'" in in_a_folder and "--onnx='a b/engine_fp16.onnx'" in in_a_folder
 
 
 @pytest.fixture(scope='module')
