@@ -3,8 +3,9 @@
     python benchmarks/gpu_step.py [A0 B1g2 B2] [--size 512] [--images 16] [--rounds 11] [--device cuda]
 
 Rows of one group are timed in turn, as ratios to the plain net of the same shapes; medians, quartiles in brackets. A
-share of the peak is that of the largest product of matrices in the same type, which is measured here, too. Where
-mmpretrain or mmcv's mmseg can be imported their nets are rows. `--device cpu` shows that it runs: steps are then not
+share of the peak is that of the fastest of five products of two large matrices in the same type, measured here, too;
+float32 is TF32 on a GPU. A step is a forward and a backward pass. Where
+mmpretrain or mmsegmentation can be imported their nets are rows. `--device cpu` shows that it runs: steps are then not
 compiled.
 """
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument('archs', nargs='*', default=['A0', 'B1g2', 'B2'])
     parser.add_argument('--size', type=int, default=512)
     parser.add_argument('--images', type=int, default=16)
-    parser.add_argument('--rounds', type=int, default=11)
+    parser.add_argument('--rounds', type=int, default=11, help='at least 2')
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--dtypes', nargs='+', default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument('--modes', nargs='+', default=list(MODES), choices=MODES)
@@ -42,6 +43,7 @@ def main() -> None:
         parser.error('no GPU is there: --device cpu shows that the script runs, with --size 64 --images 2')
 
     device = torch.device(args.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     name = torch.cuda.get_device_name() if device.type == 'cuda' else 'a CPU'
     print(f'torch {torch.__version__}, {name}, {args.images} images of {args.size}x{args.size}, channels_last')
     print('| | what | ms | ratio | share of the peak |\n|---|---|---|---|---|')
@@ -59,6 +61,7 @@ def measure(arch: str, x: Tensor, dtype: str, mode: str, rounds: int, peak: floa
     trainable = models if x.is_cuda or mode == 'eager' else {}
     evaluated = {name: models[name] for name in ('plain conv-BN-ReLU', 'training form')}
     evaluated['deploy form'] = whole_model_convert(models['training form'])
+    operations = 2 * len(x) * count_macs(evaluated['deploy form'], x[:1])  # of each of these forms, as it is evaluated
     groups = {'step': (trainable, step), 'evaluation': (evaluated, evaluate)}
 
     for group, (members, work) in groups.items():
@@ -71,7 +74,6 @@ def measure(arch: str, x: Tensor, dtype: str, mode: str, rounds: int, peak: floa
             seconds = statistics.median(times)
             share = ''
             if group == 'evaluation':
-                operations = 2 * len(x) * count_macs(members[name].eval(), x[:1])
                 share = f'{operations / seconds / peak:.0%}'
             kind = f'{arch}, {group}, {dtype}, {mode}'
             ratio = f'{median:.2f} ({low:.2f} to {high:.2f})'
@@ -112,10 +114,10 @@ def timed(
         for name, call in calls.items():
             times[name].append(seconds_of(call, device))
 
-    for name, all_of_it in times.items():
-        _, first = next(iter(times.items()))
-        counted = all_of_it[3:]
-        yield name, counted, [own / other for own, other in zip(counted, first[3:])]
+    counted = {name: seconds[3:] for name, seconds in times.items()}
+    first = next(iter(counted.values()), [])
+    for name, seconds in counted.items():
+        yield name, seconds, [own / other for own, other in zip(seconds, first)]
 
 
 def seconds_of(call: Callable[[], None], device: torch.device) -> float:

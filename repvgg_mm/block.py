@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from .branch_sum import Geometry, Norm, branch_sum, centres
 from .environment import cpu_autocast_dtype, is_compiling, is_sharded
 from .errors import UserError
-from .fusion import Kept, ScaleShift, can_be_kept, fuse_branches, scale_shift_of_norm
+from .fusion import Kept, ScaleShift, can_be_kept, fuse_branches, is_plain, scale_shift_of_norm
 
 TENSORS = ('weight', 'bias', 'running_mean', 'running_var')  # of the layers of branches
+NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 class Conv1x1(nn.Conv2d):
@@ -178,9 +179,10 @@ class RepVGGBlock(nn.Module):
             return self.fuse()
 
         with torch.inference_mode(False), torch.no_grad():
-            kept = Kept(self.fuse(), tables, self._norms(), self._hooks())
-        self._kept = kept
-        return kept.fused
+            fused = self.fuse()
+        if all(map(is_plain, fused)):  # not so where a mode of torch makes others
+            self._kept = Kept(fused, tables, self._norms(), self._hooks())
+        return fused
 
     def _tables(self) -> list[dict[str, object]]:
         """Where torch keeps the layers of the branches and their tensors."""
@@ -194,7 +196,17 @@ class RepVGGBlock(nn.Module):
         hooks = []
         for layer in (self.branch_3x3, self.branch_1x1, *self._layers()):
             hooks += [layer._forward_pre_hooks, layer._forward_hooks]
+            hooks += [layer._backward_pre_hooks, layer._backward_hooks]
         return hooks
+
+    def _has_plain_layers(self) -> bool:
+        """Whether each computes what a convolution or a BatchNorm does, and no hook wants it to be called."""
+        if any(self._hooks()):
+            return False
+        convs, norms = (self.branch_3x3.conv, self.branch_1x1.conv), self._norms()
+        known = all(type(conv).forward is nn.Conv2d.forward for conv in convs)
+        known = known and all(type(norm).forward in NORMS for norm in norms)
+        return known and not any('forward' in layer.__dict__ for layer in (*convs, *norms))
 
     def _has_tensors_elsewhere(self) -> bool:
         """Whether a layer's tensors are none of its own, as where torch computes them from others at each access."""
@@ -253,12 +265,12 @@ class RepVGGBlock(nn.Module):
         return norms if self.branch_norm is None else [*norms, self.branch_norm]
 
     def _is_one_convolution(self) -> bool:
-        """Whether the sum of the branches is one, and nothing asks for its parts."""
-        return all(_on_running_statistics(norm) for norm in self._norms()) and not any(self._hooks())
+        """Whether the sum of the branches is one, and none of them must be called."""
+        return all(_on_running_statistics(norm) for norm in self._norms()) and self._has_plain_layers()
 
     def _sums_in_one_pass(self, x: Tensor) -> bool:
         """Whether `branch_sum` can take this call: on a CPU, with plain norms, each on the statistics of this batch."""
-        if is_compiling() or any(self._hooks()):  # a compiler sees through branches, and not into a Function
+        if is_compiling() or not self._has_plain_layers():  # a compiler sees through branches, not into a Function
             return False
         conv = self.branch_3x3.conv
         dtypes = {conv.weight.dtype}

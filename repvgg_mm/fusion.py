@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 SMALL = 4096   # elements up to which a tensor is compared whole
-SAMPLED = 16   # elements that are compared of a larger one
+SAMPLED = 17   # elements that are compared of a larger one; divides no usual width
 UNSIGNED = {1: 'B', 2: 'H', 4: 'I', 8: 'Q'}  # memoryview's name of a number of that many bytes
 VERSION = operator.attrgetter('_version')
+SIZE = operator.attrgetter('nbytes')
 SETTINGS = operator.attrgetter('training', 'eps')  # of a BatchNorm
 
 
@@ -130,16 +131,17 @@ def _identity_kernel(kernel: Tensor, groups: int) -> Tensor:
 class Kept:
     """A fused kernel and bias, with what tells whether they are still those of the branches.
 
-    Replacing a tensor or its memory is seen by identity. Small ones, all those of norms, are compared number by number,
-    kernels by 16 numbers spread over them and by their version, which counts whatever is written in place but not
-    through `.data`. So the one change that is not seen is that of a few numbers of a kernel through `.data`, until
-    `train()` or `eval()`.
+    A tensor that was replaced is seen by identity, its memory by address. Those of norms, up to 4096 numbers, are
+    compared number by number; kernels by some numbers spread over them, by their strides, and by their version, which
+    counts whatever is written in place, but not through `.data` or NumPy. So what is not seen until `train()` or
+    `eval()` is a part of a kernel that was written in these ways. No other thread may replace memory meanwhile.
 
     Args:
         fused: kernel and bias.
-        tables: children, parameters and buffers by name of the modules that they were made from.
+        tables: children, parameters and buffers by name of the modules that they were made from; `can_be_kept` is true
+            of them.
         norms: the BatchNorms among these.
-        hooks: what is called before and after them, which is nothing now.
+        hooks: tables of the hooks of the branches and their layers, all empty.
     """
 
     def __init__(
@@ -154,8 +156,10 @@ class Kept:
         self.hooks = hooks
 
         self.tensors = _floating(self.values)
-        self.large = [tensor for tensor in self.tensors if tensor.numel() > SMALL]
-        self.versions = [*map(VERSION, self.large)]
+        self.kernels = [tensor for tensor in self.tensors if tensor.dim() > 1]
+        self.versions = [*map(VERSION, self.kernels)]
+        self.strides = [*map(Tensor.stride, self.kernels)]
+        self.sizes = [*map(SIZE, self.tensors)]
         self.pointers = [*map(Tensor.data_ptr, self.tensors)]
         self.memory = [*map(_memory_of, self.tensors)]
         self.contents = [*map(memoryview.tobytes, self.memory)]
@@ -166,24 +170,41 @@ class Kept:
         Lists are compared as a whole, and nothing is looked at twice: between two blocks all of this leaves the
         processor's caches, and a small convolution takes no longer.
         """
+        return self._has_same_parts() and self._has_same_numbers() and not _wants_gradient(self.tensors)
+
+    def _has_same_parts(self) -> bool:
         values = _values(self.tables)
         return (
             len(values) == len(self.values) and all(map(operator.is_, values, self.values))
-            and not any(self.hooks) and [*map(SETTINGS, self.norms)] == self.settings
-            and [*map(VERSION, self.large)] == self.versions
+            and not any(self.hooks)
+            and [*map(SETTINGS, self.norms)] == self.settings)
+
+    def _has_same_numbers(self) -> bool:
+        """Addresses and sizes come before the memory is read: it is there only if they are what they were."""
+        return (
+            [*map(VERSION, self.kernels)] == self.versions
             and [*map(Tensor.data_ptr, self.tensors)] == self.pointers
-            and [*map(memoryview.tobytes, self.memory)] == self.contents
-            and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors)))
+            and [*map(SIZE, self.tensors)] == self.sizes
+            and [*map(Tensor.stride, self.kernels)] == self.strides
+            and [*map(memoryview.tobytes, self.memory)] == self.contents)
 
 
 def can_be_kept(tables: Iterable[Mapping[str, object]]) -> bool:
     """Whether changes of these tensors can be seen: of dense ones on a CPU, for which no gradient is wanted."""
-    gradients = torch.is_grad_enabled()
-    for tensor in _floating(_values(tables)):
-        plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.is_cpu and not tensor.is_inference()
-        if not plain or (gradients and tensor.requires_grad) or not _is_dense(tensor):
-            return False
-    return True
+    tensors = _floating(_values(tables))
+    if _wants_gradient(tensors):
+        return False
+    return all(is_plain(tensor) and not tensor.is_inference() and _is_dense(tensor) for tensor in tensors)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it has numbers of its own on a CPU, and is none of those with which torch traces or transforms."""
+    known = type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu
+    return known and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _wants_gradient(tensors: Iterable[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _values(tables: Iterable[Mapping[str, object]]) -> list[object]:
@@ -199,12 +220,20 @@ def _is_dense(tensor: Tensor) -> bool:
 
 
 def _memory_of(tensor: Tensor) -> memoryview:
-    """Of all of a tensor's elements, or of some, without a copy; valid as long as `data_ptr` is what it was.
+    """Of all of a tensor's elements, or of some, without a copy; valid as long as address and size are what they were.
 
     `Tensor.numpy` would do it too, but needs NumPy and keeps torch from resizing the memory, as FSDP does.
     """
     memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
     elements = memoryview(memory).cast('B').cast(UNSIGNED[tensor.element_size()])
     if len(elements) > SMALL:
-        return elements[::math.ceil(len(elements) / SAMPLED)]
+        return elements[::_step(len(elements))]
     return elements
+
+
+def _step(length: int) -> int:
+    """Between two numbers of a kernel: no multiple of 2 or 3, so they lie at all positions and in many channels."""
+    step = length // SAMPLED
+    while math.gcd(step, 6) > 1:
+        step += 1
+    return step

@@ -149,9 +149,9 @@ class Counted(Conv1x1):
 
     calls = 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, *args: Tensor | None) -> Tensor:
         self.calls += 1
-        return super().forward(x)
+        return super()._conv_forward(*args)
 
 
 def test_fuses_on_the_fly_only_outside_branch_by_branch():
@@ -175,6 +175,47 @@ def test_hooks_on_layers_are_called(mode, place):
     x = image(2, 8, 5, 5)
     training(x)
     training.get_submodule(place).register_forward_hook(lambda module, inputs, output: output * 3)
+    with branch_by_branch(training):
+        expected = training(x)
+    for _ in range(2):
+        torch.testing.assert_close(training(x), expected, **EXACT)
+
+
+@pytest.mark.parametrize('mode', ['training', 'evaluation', 'frozen'])
+def test_backward_hooks_on_layers_are_called(mode):
+    training, calls = block(8, 8, identity=True).train(mode == 'training'), []
+    x = image(2, 8, 5, 5).requires_grad_()
+    training.requires_grad_(mode != 'frozen')
+    training.branch_1x1.conv.register_full_backward_hook(lambda *gradients: calls.append(1))
+    training(x).sum().backward()
+    assert calls == [1]
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Shifted(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def double_its_forward(training: RepVGGBlock) -> None:
+    conv = training.branch_3x3.conv
+    conv.forward = lambda x: 2 * nn.Conv2d.forward(conv, x)
+
+
+@pytest.mark.parametrize('mode', ['training', 'evaluation'])
+@pytest.mark.parametrize('change', [
+    lambda training: setattr(training.branch_3x3, 'conv', Doubled(8, 8, 3, padding=1, bias=False)),
+    lambda training: setattr(training, 'branch_norm', Shifted(8)), double_its_forward])
+def test_layers_that_compute_something_else_are_called(change, mode):
+    """Such as adapters that are put in a convolution's place."""
+    training = block(8, 8, identity=True)
+    change(training)
+    training.double().train(mode == 'training')
+    x = image(2, 8, 5, 5)
     with branch_by_branch(training):
         expected = training(x)
     for _ in range(2):

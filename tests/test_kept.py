@@ -12,6 +12,7 @@ import torch
 from helpers import randomise_norms
 from tool_runs import run_tool
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
 
@@ -169,6 +170,51 @@ def test_one_number_of_a_large_kernel_through_data_is_seen_after_eval():
         with branch_by_branch(block):
             expected = block(x)
         torch.testing.assert_close(block(x), expected, **EXACT)
+
+
+def all_centres(weight: Tensor) -> None:
+    weight.data[:, :, 1, 1] += 1
+
+
+def most_channels(weight: Tensor) -> None:
+    weight.data[:, 1:] = 0
+
+
+def turned(weight: Tensor) -> None:
+    weight.data = weight.data.transpose(2, 3)
+
+
+@torch.no_grad()
+def turned_in_place(weight: Tensor) -> None:
+    weight.transpose_(2, 3)
+
+
+@pytest.mark.parametrize('channels', [8, 16, 48, 64, 192])
+@pytest.mark.parametrize('change', [all_centres, most_channels, turned, turned_in_place])
+def test_parts_of_a_kernel_and_its_strides(change, channels):
+    block = new_block(channels=channels)
+    x = torch.randn(1, channels, 5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        block(x)
+        assert block._kept is not None
+        change(block.branch_3x3.conv.weight)
+        found = block(x)
+        with branch_by_branch(block):
+            torch.testing.assert_close(found, block(x), **EXACT)
+
+
+def test_what_a_mode_or_a_transform_of_torch_makes_is_not_kept():
+    block = new_block().requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        block(INPUTS)
+    assert block._kept is None
+
+    tensors = {name: torch.stack([tensor, tensor * 2]) for name, tensor in block.state_dict().items()
+               if tensor.is_floating_point()}
+    several = torch.vmap(
+        lambda tensors, x: torch.func.functional_call(block, tensors, (x,)), in_dims=(0, None))(tensors, INPUTS)
+    torch.testing.assert_close(several[0], truth(block), **EXACT)
+    used(block)
 
 
 def test_a_few_numbers_of_a_large_kernel_in_place():

@@ -44,7 +44,7 @@ def check_alone() -> None:
 
 
 def set_ranks(name: str) -> None:
-    """Set what torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) from what another launcher tells.
+    """Set what torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) from what the launcher tells.
 
     An address and a port that are set stay.
 

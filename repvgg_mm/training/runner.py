@@ -35,7 +35,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
         UserError: the dataset of one of `splits` ('train', 'val', 'test') is not where the config
             says it is, the config names a part or an option that there is not or channels of another backbone,
             torchvision does not fit torch, the work dir cannot be written to, another training writes to it, or the
-            processes do not find each other.
+            launcher has not started this process, does not tell where all meet, or they do not find each other.
     """
     check_torchvision()
     for split in splits:
@@ -43,6 +43,7 @@ def build_runner(cfg: Config, *splits: str) -> Runner:
     check_work_dir(Path(cfg.work_dir))
     if cfg.launcher != 'none':
         set_ranks(cfg.launcher)
+        cfg.launcher = 'pytorch'  # whose variables are set now
         if not torch.cuda.is_available():
             join_on_cpu(cfg)
             _train_on_cpu(cfg)

@@ -2,8 +2,8 @@
 
     python -m torch.distributed.run --standalone --nproc_per_node 2 tests/programs/sharded_training.py
 
-Asserts that losses, parameters, statistics, evaluation and the deploy form agree, for every module that may be sharded
-by itself; the first process prints them, and what is said of a conversion.
+Asserts that losses, parameters, statistics, evaluation and the deploy form agree, for each way of RUNS; the first
+process prints it, and what is said of a conversion.
 """
 
 from __future__ import annotations
@@ -52,10 +52,13 @@ def compare(unit: str, options: dict[str, bool]) -> str:
         losses = [step(model, optimizer, x) for model, optimizer in zip((sharded, reference), optimizers)]
         torch.testing.assert_close(*losses, **EXACT)
 
-    # Twice, so that a kernel kept of parameters that are gone would be noticed.
-    expected = evaluate(reference.module, x)
+    # Twice after one eval(), so that a kernel kept of parameters that are gone would be noticed.
+    expected = evaluate(reference.module.eval(), x)
+    sharded.eval()
     for _ in range(2):
         torch.testing.assert_close(evaluate(sharded, x), expected, **EXACT)
+    if unit == 'block':
+        assert all(block._kept is None for _, block in named_blocks(sharded))
 
     gathered = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True))
     if dist.get_rank() == 0:
@@ -81,7 +84,6 @@ def shard(model: RepVGG, unit: str) -> RepVGG:
     units = {
         'block': blocks,
         'branch': [branch for block in blocks for branch in (block.branch_3x3, block.branch_1x1)],
-        'stage': [getattr(model, name) for name in model.stages],
         'model': []}
     for module in units[unit]:
         fully_shard(module, mesh=mesh)
@@ -99,7 +101,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) ->
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return model.eval()(x)
+    return model(x)
 
 
 if __name__ == '__main__':
