@@ -57,7 +57,7 @@ MUTANTS = [
            'tests/test_kept.py'),
     Mutant('fusion.py', '            and [*map(Tensor.data_ptr, self.tensors)] == self.pointers\n', '',
            'tests/test_kept.py'),
-    Mutant('fusion.py', '            and [*map(memoryview.tobytes, self.memory)] == self.contents\n', '',
+    Mutant('fusion.py', '\n            and [*map(memoryview.tobytes, self.memory)] == self.contents', '',
            'tests/test_kept.py'),
     Mutant('fusion.py', '\n            and [*map(SETTINGS, self.norms)] == self.settings', '', 'tests/test_kept.py'),
     Mutant('fusion.py', ' or not _is_dense(tensor)', '', 'tests/test_kept.py'),

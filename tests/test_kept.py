@@ -77,7 +77,9 @@ def swap_kernels_through_data(block: RepVGGBlock) -> None:
 
 
 def replace_memory(block: RepVGGBlock) -> None:
-    block.branch_1x1.conv.weight.data = new_block(1).branch_1x1.conv.weight.data
+    weight = block.branch_1x1.conv.weight
+    block.before = weight.data  # its numbers stay what they are
+    weight.data = new_block(1).branch_1x1.conv.weight.data
 
 
 def replace_parameter(block: RepVGGBlock) -> None:
