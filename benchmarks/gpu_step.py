@@ -2,20 +2,16 @@
 
     python benchmarks/gpu_step.py [A0 B1g2 B2] [--size 512] [--images 16] [--rounds 11] [--device cuda]
 
-Rows of one group are timed in turn, as ratios to the plain net of the same shapes; medians, quartiles in brackets. A
-share of the peak is that of the fastest of five products of two large matrices in the same type, measured here, too;
-float32 is TF32 on a GPU. A step is a forward and a backward pass. Where
-mmpretrain or mmsegmentation can be imported their nets are rows. `--device cpu` shows that it runs: steps are then not
-compiled.
+Rows of one group are timed in turn: medians, quartiles in brackets, and the ratio to the plain net of the same shapes.
+A share of the peak is that of a product of two large matrices in the same type, measured here, too; float32 is TF32 on
+a GPU. A step is a forward and a backward pass. Where mmpretrain or mmsegmentation can be imported their nets are rows.
+`--device cpu` shows that it runs: steps are then not compiled.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import time
-from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -23,7 +19,7 @@ from torch import Tensor, nn
 from training_step import peers, plain_net
 
 from repvgg_mm import RepVGG, whole_model_convert
-from repvgg_mm.convert.measure import count_macs
+from repvgg_mm.convert.measure import count_macs, cpu_name, interleaved_latency
 
 DTYPES = {'float32': None, 'bfloat16': torch.bfloat16}  # of autocast
 MODES = ('eager', 'compiled')
@@ -44,7 +40,7 @@ def main() -> None:
 
     device = torch.device(args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    name = torch.cuda.get_device_name() if device.type == 'cuda' else 'a CPU'
+    name = torch.cuda.get_device_name() if device.type == 'cuda' else cpu_name()
     print(f'torch {torch.__version__}, {name}, {args.images} images of {args.size}x{args.size}, channels_last')
     print('| | what | ms | ratio | share of the peak |\n|---|---|---|---|---|')
     x = torch.randn(args.images, 3, args.size, args.size, device=device).to(memory_format=torch.channels_last)
@@ -56,28 +52,25 @@ def main() -> None:
 
 
 def measure(arch: str, x: Tensor, dtype: str, mode: str, rounds: int, peak: float) -> None:
-    """Print the rows of one architecture; `peak` is in multiplications and additions a second."""
+    """Print the rows of one architecture; `peak` is in multiplications and additions a millisecond."""
     models = nets(arch, x.device)
     trainable = models if x.is_cuda or mode == 'eager' else {}
     evaluated = {name: models[name] for name in ('plain conv-BN-ReLU', 'training form')}
     evaluated['deploy form'] = whole_model_convert(models['training form'])
     operations = 2 * len(x) * count_macs(evaluated['deploy form'], x[:1])  # of each of these forms, as it is evaluated
-    groups = {'step': (trainable, step), 'evaluation': (evaluated, evaluate)}
 
-    for group, (members, work) in groups.items():
+    for group, members, work in (('step', trainable, step), ('evaluation', evaluated, evaluate)):
         calls = {}
         for name, model in members.items():
             calls[name] = partial(work, torch.compile(model) if mode == 'compiled' else model, x, DTYPES[dtype])
+            calls[name]()  # a compiler's work is not timed
 
-        for name, times, ratios in timed(calls, rounds, x.device):
-            low, median, high = statistics.quantiles(ratios, n=4)
-            seconds = statistics.median(times)
-            share = ''
-            if group == 'evaluation':
-                share = f'{operations / seconds / peak:.0%}'
-            kind = f'{arch}, {group}, {dtype}, {mode}'
-            ratio = f'{median:.2f} ({low:.2f} to {high:.2f})'
-            print(f'| {kind} | {name} | {1000 * seconds:.1f} | {ratio} | {share} |', flush=True)
+        times = interleaved_latency(calls, rounds)
+        for name, found in times.items():
+            time = f'{found.median_ms:.1f} ({found.lower_ms:.1f} to {found.upper_ms:.1f})'
+            ratio = f'{found.median_ms / times["plain conv-BN-ReLU"].median_ms:.2f}'
+            share = f'{operations / found.median_ms / peak:.0%}' if group == 'evaluation' else ''
+            print(f'| {arch}, {group}, {dtype}, {mode} | {name} | {time} | {ratio} | {share} |', flush=True)
     torch._dynamo.reset()
 
 
@@ -86,10 +79,11 @@ def nets(arch: str, device: torch.device) -> dict[str, nn.Module]:
     found = {'plain conv-BN-ReLU': plain_net(ours, norm=True), 'training form': ours, **dict(peers(arch))}
     with contextlib.suppress(ImportError):
         from mmseg.models.backbones import ResNet
-        found['ResNet-50'] = ResNet(50, strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), style='pytorch')
+        found['ResNet-50'] = ResNet(50)
     return {name: model.to(device, memory_format=torch.channels_last) for name, model in found.items()}
 
 
+@torch.enable_grad()
 def step(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
     model.train()
     model.zero_grad(set_to_none=True)
@@ -100,45 +94,18 @@ def step(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
-    model.eval()
+    if model.training:  # a second eval() would have the kernels of the call before made again
+        model.eval()
     with torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
         model(x)
 
 
-def timed(
-    calls: dict[str, Callable[[], None]], rounds: int, device: torch.device
-) -> Iterator[tuple[str, list[float], list[float]]]:
-    """Name, seconds, and ratios to the first call of the same round; three rounds before are not counted."""
-    times = {name: [] for name in calls}
-    for _ in range(rounds + 3):
-        for name, call in calls.items():
-            times[name].append(seconds_of(call, device))
-
-    counted = {name: seconds[3:] for name, seconds in times.items()}
-    first = next(iter(counted.values()), [])
-    for name, seconds in counted.items():
-        yield name, seconds, [own / other for own, other in zip(seconds, first)]
-
-
-def seconds_of(call: Callable[[], None], device: torch.device) -> float:
-    synchronise(device)
-    begin = time.perf_counter()
-    call()
-    synchronise(device)
-    return time.perf_counter() - begin
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
-
-
 def peak_of_products(device: torch.device, dtype: torch.dtype | None) -> float:
-    """Multiplications and additions a second of the fastest of five products of two large matrices."""
+    """Multiplications and additions a millisecond of a product of two large matrices."""
     size = 8192 if device.type == 'cuda' else 1024
     matrix = torch.randn(size, size, device=device, dtype=dtype or torch.float32)
-    seconds = min(seconds_of(lambda: matrix @ matrix, device) for _ in range(5))
-    return 2 * size**3 / seconds
+    found = interleaved_latency({'product': lambda: matrix @ matrix}, rounds=5)['product']
+    return 2 * size**3 / found.median_ms
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from .errors import UserError
 from .fusion import Kept, ScaleShift, can_be_kept, fuse_branches, is_plain, scale_shift_of_norm
 
 TENSORS = ('weight', 'bias', 'running_mean', 'running_var')  # of the layers of branches
-NORMS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+FORWARDS = (nn.Conv2d.forward, _BatchNorm.forward, nn.SyncBatchNorm.forward)  # that `fuse` and `branch_sum` stand for
 
 
 class Conv1x1(nn.Conv2d):
@@ -203,10 +203,7 @@ class RepVGGBlock(nn.Module):
         """Whether each computes what a convolution or a BatchNorm does, and no hook wants it to be called."""
         if any(self._hooks()):
             return False
-        convs, norms = (self.branch_3x3.conv, self.branch_1x1.conv), self._norms()
-        known = all(type(conv).forward is nn.Conv2d.forward for conv in convs)
-        known = known and all(type(norm).forward in NORMS for norm in norms)
-        return known and not any('forward' in layer.__dict__ for layer in (*convs, *norms))
+        return all(type(layer).forward in FORWARDS and 'forward' not in layer.__dict__ for layer in self._layers())
 
     def _has_tensors_elsewhere(self) -> bool:
         """Whether a layer's tensors are none of its own, as where torch computes them from others at each access."""

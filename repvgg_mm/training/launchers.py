@@ -92,7 +92,7 @@ def _master_of_slurm() -> str:
 def join_on_cpu(cfg: Config) -> None:
     """Join the other processes, through gloo; UserError if that fails."""
     settings = (cfg.get('env_cfg') or {}).get('dist_cfg') or {}
-    timeout = {name: value for name, value in settings.items() if name == 'timeout'}
+    timeout = {'timeout': settings['timeout']} if 'timeout' in settings else {}
     # MMEngine chooses a CUDA device before it joins them.
     choose_device = torch.cuda.set_device
     torch.cuda.set_device = lambda device: None

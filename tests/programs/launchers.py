@@ -143,9 +143,11 @@ def two_hosts_with_mpi(folder: Path) -> Iterator[None]:
     agent.chmod(0o755)
     os.environ['OMPI_MCA_plm_rsh_agent'] = str(agent)
     os.environ['OMPI_MCA_oob_tcp_if_include'] = 'eth0'
-    with two_hosts(folder):
-        yield
-    del os.environ['OMPI_MCA_plm_rsh_agent'], os.environ['OMPI_MCA_oob_tcp_if_include']
+    try:
+        with two_hosts(folder):
+            yield
+    finally:
+        del os.environ['OMPI_MCA_plm_rsh_agent'], os.environ['OMPI_MCA_oob_tcp_if_include']
 
 
 @contextmanager

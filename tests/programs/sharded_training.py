@@ -24,7 +24,6 @@ from repvgg_mm.block import named_blocks
 ARCH = dict(depths=(1, 2, 1, 1), width_factors=(0.125,) * 4, groups=1)
 EXACT = dict(rtol=1e-10, atol=1e-10)
 
-
 # The unit that is sharded by itself, and options of the backbone.
 RUNS = [('block', {}), ('block', dict(with_cp=True)), ('block', dict(norm_eval=True)), ('branch', {}), ('model', {})]
 
