@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from helpers import block, branch_sum, image
+from tool_runs import run_tool
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -155,3 +156,11 @@ def test_a_second_derivative_is_refused():
     first, = torch.autograd.grad(block(identity=True).train()(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         first.sum().backward()
+
+
+def test_the_table_of_other_ways():
+    output = run_tool('benchmarks/branch_sum_ways.py', 'A0', '--size', 64, '--rounds', 2).stdout
+    rows = [line.split(' | ') for line in output.splitlines() if line.startswith('| A0 | ')]
+    assert len(rows) == 7
+    for row in rows:
+        assert float(row[-1].strip(' |')) < 1e-3, row  # gradients in float32 beside those in float64
