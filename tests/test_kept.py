@@ -208,8 +208,9 @@ def test_parts_of_a_kernel_and_its_strides(change, channels):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 def test_memory_of_another_size_at_the_same_address(dtype):
     """As where memory is used again: it must not be read as far as before."""
-    kept = used(new_block())._kept
-    weight = kept.tables[3]['weight']
+    block = used(new_block()).requires_grad_(False)
+    kept, weight = block._kept, block.branch_3x3.conv.weight
+    assert kept.is_current()
     weight.data = weight.data.view(-1).view(dtype)[:weight.numel() // 2].view(4, 4, 3, 3)
     assert weight.data_ptr() in kept.pointers and not kept.is_current()
 
