@@ -97,8 +97,9 @@ def _costs_section(conversion: Conversion, costs: Costs) -> Section:
     chart = Chart(latency_chart(latency, 'Latency of both forms'), conditions(conversion))
     return Section(
         'Both forms',
-        f'{costs.blocks} RepVGG blocks were fused. In evaluation the training form fuses its kernels at every call; '
-        'branch by branch is what it costs to compute the branches one by one, as other implementations do.',
+        f'{costs.blocks} RepVGG blocks were fused. As evaluated, each block of the training form is one convolution, '
+        'too, whose kernel a CPU keeps between calls; branch by branch is what it costs to compute the branches one '
+        'by one, as other implementations do.',
         [table, chart])
 
 
