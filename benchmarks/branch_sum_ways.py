@@ -59,12 +59,12 @@ def main() -> None:
     print(f'torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads, {args.images} images of '
           f'{args.size}x{args.size}')
     print('| | way | kept | step, ratio to a plain net | gradients, relative to float64 |\n|---|---|---|---|---|')
+    torch.manual_seed(0)
     for arch in args.archs:
         measure(arch, torch.randn(args.images, 3, args.size, args.size), args.rounds)
 
 
 def measure(arch: str, x: Tensor, rounds: int) -> None:
-    torch.manual_seed(0)
     model = RepVGG(arch).train()
     plain = plain_net(model, norm=True).train()
     sums = {'as it is': branch_sum, **{way.name: sum_of(way) for way in WAYS}}
@@ -72,7 +72,7 @@ def measure(arch: str, x: Tensor, rounds: int) -> None:
     errors, kept = {}, {}
     for name, one in sums.items():
         with patch.object(block, 'branch_sum', one):
-            errors[name] = worst(gradients(copy.deepcopy(model), x[:, :, :64, :64]), exact)
+            errors[name] = distance(gradients(copy.deepcopy(model), x[:, :, :64, :64]), exact)
             kept[name] = saved_bytes(model, x) / saved_bytes(plain, x)
 
     ratios = {name: [] for name in sums}
@@ -101,10 +101,10 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
     return [parameter.grad for parameter in model.parameters()]
 
 
-def worst(found: list[Tensor], exact: list[Tensor]) -> float:
-    """The largest difference, relative to the largest gradient of a tensor."""
-    differences = [(one - other).abs().max() / other.abs().max() for one, other in zip(found, exact)]
-    return max(differences).item()
+def distance(found: list[Tensor], exact: list[Tensor]) -> float:
+    """Of all gradients, relative to their length: a ReLU that rounding turns on or off counts for little."""
+    found, exact = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (found, exact))
+    return ((found - exact).norm() / exact.norm()).item()
 
 
 def sum_of(way: Way):
