@@ -30,13 +30,15 @@ from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
 from repvgg_mm.engine.description import write_description
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
-from repvgg_mm.export.calibration import calibration_images
-from repvgg_mm.export.engine_files import PROPERTIES, read_openvino, save_openvino, write_engine
-from repvgg_mm.export.equalise import equalise
+from repvgg_mm.engine.openvino_file import PROPERTIES, read_openvino, save_openvino
+from repvgg_mm.export.engine_files import write_engine
 from repvgg_mm.export.export import prepare
-from repvgg_mm.export.layer_noise import convolutions_of, measure_layers, signal_to_noise
-from repvgg_mm.export.quantise import after_last_convolutions, headline, noisiest, quantise, validation_config
 from repvgg_mm.export.target import Target
+from repvgg_mm.precision.calibration import calibration_images
+from repvgg_mm.precision.equalise import equalise
+from repvgg_mm.precision.layer_noise import convolutions_of, measure_layers, signal_to_noise
+from repvgg_mm.precision.metric import headline, validation_config
+from repvgg_mm.precision.quantise import after_last_convolutions, noisiest, quantise
 
 PRESETS = nncf.QuantizationPreset
 

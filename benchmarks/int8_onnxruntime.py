@@ -20,11 +20,11 @@ from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.description import write_description
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
-from repvgg_mm.export.calibration import calibration_images
 from repvgg_mm.export.engine_files import write_engine
 from repvgg_mm.export.export import prepare
-from repvgg_mm.export.quantise import validation_config
 from repvgg_mm.export.target import Target
+from repvgg_mm.precision.calibration import calibration_images
+from repvgg_mm.precision.metric import validation_config
 
 METHODS = {'MinMax': CalibrationMethod.MinMax, 'Percentile': CalibrationMethod.Percentile}
 

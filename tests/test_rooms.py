@@ -17,8 +17,8 @@ BASIC = {'errors', 'version', 'environment'}
 PAPER = ['registry', 'archs', 'fusion', 'branch_sum', 'block', 'layouts', 'pretrained', 'stages', 'backbone']
 TORCH_PAPER = set(PAPER) - {'registry', 'backbone'}
 ROOMS = [
-    'files', 'convert', 'openmmlab', 'training', 'deploy', 'engine', 'export', 'inference', 'report', 'demo',
-    'commands']
+    'files', 'convert', 'openmmlab', 'training', 'deploy', 'engine', 'precision', 'export', 'inference', 'report',
+    'demo', 'commands']
 
 # What may be imported of this package (paper files and rooms) and of the outside world besides the standard library.
 ALLOWED = {
@@ -41,13 +41,14 @@ ALLOWED = {
     'training': ({*PAPER, 'files', 'openmmlab'}, {'torch', 'numpy', 'mmengine', 'filelock'}),
     'deploy': ({*PAPER, 'files', 'convert', 'openmmlab'}, {'torch', 'numpy', 'mmengine'}),
     'engine': ({*PAPER, 'files', 'convert', 'openmmlab', 'training', 'deploy'}, {'torch', 'numpy', 'mmengine'}),
-    'export': ({*PAPER, *ROOMS[:6]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet'}),
+    'precision': ({*PAPER, *ROOMS[:6]}, {'torch', 'numpy', 'mmengine'}),
+    'export': ({*PAPER, *ROOMS[:7]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet'}),
     'inference': ({*PAPER, *ROOMS[:6]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'cv2', 'matplotlib', 'PIL'}),
-    'report': ({*PAPER, *ROOMS[:7]}, {
+    'report': ({*PAPER, *ROOMS[:8]}, {
         'torch', 'numpy', 'mmengine', 'mmdet', 'cv2', 'matplotlib', 'jinja2', 'markupsafe'}),
     'demo': ({*PAPER, 'files', 'convert', 'openmmlab', 'deploy', 'report'}, {
         'torch', 'numpy', 'mmengine', 'matplotlib', 'cv2'}),
-    'commands': ({*PAPER, *ROOMS[:10]}, {'torch', 'mmengine', 'argcomplete'}),
+    'commands': ({*PAPER, *ROOMS[:11]}, {'torch', 'mmengine', 'argcomplete'}),
 }
 # Files that may import less than their room: they work where torch or MMEngine is not installed.
 NARROWER = {

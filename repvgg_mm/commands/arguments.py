@@ -12,7 +12,8 @@ from ..version import __version__
 
 # As the rooms that do the work name them; tests/commands/test_arguments.py compares.
 ENGINES = ('onnx', 'openvino')
-PRECISIONS = ('fp32', 'bf16', 'int8')
+PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
+IO_DTYPES = ('float32', 'float16')
 LAYOUTS = ('native', 'official', 'timm')
 WORK = ('forward', 'norm_eval step', 'training step')
 CALIB_IMAGES = 100
@@ -90,22 +91,31 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--engine', choices=ENGINES, default='onnx', help='onnx runs in ONNX Runtime and TensorRT')
     parser.add_argument(
         '--precision', choices=PRECISIONS, default='fp32',
-        help='bf16 (OpenVINO): weights stay float32, a CPU that has bfloat16 computes in it; '
-             'int8 (OpenVINO): quantised on training images, judged on the validation set')
+        help='fp16 (ONNX): weights and values in half, what passes its range excepted; '
+             'bf16 (OpenVINO): weights stay float32, a CPU that has bfloat16 computes in it; '
+             'int8: quantised on training images. fp16 and int8 are judged on the validation set')
+    parser.add_argument(
+        '--io-dtype', choices=IO_DTYPES, default='float32', help='of inputs and outputs of an engine in fp16')
     parser.add_argument(
         '--shape', type=int, nargs=2, metavar=('H', 'W'),
         help='size of the images; by default that of the first validation image as a test feeds it')
     parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
     parser.add_argument('--argmax', action='store_true', help='a segmentor ends at its label map')
     parser.add_argument(
+        '--nms', action='store_true', help="a detector ends at its detections, chosen by the config's test_cfg")
+    parser.add_argument(
         '--preprocess', action='store_true',
         help='take uint8 BGR images (N, H, W, 3), as cv2.imread gives them, and normalise inside')
     parser.add_argument(
         '--calib-images', type=int, default=CALIB_IMAGES, metavar='N',
-        help='training images from which int8 takes its ranges (default: %(default)s)')
+        help='training images from which fp16 and int8 take ranges (default: %(default)s)')
     parser.add_argument(
         '--max-drop', type=float, default=MAX_DROP, metavar='POINTS',
-        help='of mIoU, or of mAP x 100, that int8 may lose; beyond it nothing is written (default: %(default)s)')
+        help='of mIoU, or of mAP x 100, that fp16 and int8 may lose; beyond it nothing is written '
+             '(default: %(default)s)')
+    parser.add_argument(
+        '--kit', metavar='DIR',
+        help='also write a folder to hand over: engine, calibration inputs, expected outputs, a check without torch')
     add_overwrite(parser)
     add_report(parser)
 

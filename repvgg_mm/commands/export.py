@@ -10,9 +10,9 @@ from pathlib import Path
 from ..deploy.checkpoint import Checkpoint
 from ..engine.description import Description
 from ..export.export import export, trtexec
-from ..export.quantise import describe_attempt
 from ..export.target import Target
 from ..files.atomic import check_output_file
+from ..precision.quantise import describe_attempt
 from .screen import Screen, open_screen
 from .setup import load_config
 
@@ -27,7 +27,7 @@ def export_engine(args: argparse.Namespace, screen: Screen) -> None:
     check_output_file('--report', args.report, '.html', '.htm')
     target = Target(
         args.engine, args.precision, args.shape, args.dynamic, args.argmax, args.preprocess,
-        args.calib_images, args.max_drop)
+        args.calib_images, args.max_drop, args.nms, args.io_dtype)
 
     progress = _timed_progress(screen)
     cfg = load_config(args)

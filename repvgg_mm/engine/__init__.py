@@ -2,8 +2,8 @@
 
 `Engine` runs `engine.onnx` or `engine.xml`, `detect` turns a detector engine's outputs into boxes; both need numpy and
 the library that runs the engine, nothing else. Read in this order: `onnx_file` (which files a graph is in),
-`description` (what `engine.json` holds), `engine`, `detections`; then, with MMEngine, `model` (an engine in the place
-of a toolbox's model) and `evaluate` (its metric).
+`description` (what `engine.json` holds), `engine`, `detections`, `openvino_file` (networks of OpenVINO); then, with
+MMEngine, `model` (an engine in the place of a toolbox's model) and `evaluate` (its metric).
 """
 
 from .description import Description, read_description

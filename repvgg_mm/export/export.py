@@ -26,13 +26,13 @@ from ..files.atomic import atomic_folder, check_output_folder
 from ..openmmlab.data import check_dataset, validation_set
 from ..openmmlab.model import arch_of_config, build_model, is_segmentor, shape_of_config
 from ..openmmlab.preprocessing import Preprocessing
+from ..precision.quantise import quantise_engine
 from ..version import __version__
 from .agreement import check_agreement, run_network, size_text
 from .engine_files import STEM, write_engine
 from .networks import Preprocess, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
-from .quantise import quantise_engine
 from .target import Target, check_exporter
 
 TRACED = (2, 288, 416)  # batch, height and width of the example of a dynamic export: no map of it has a side of 1

@@ -14,7 +14,8 @@ from ..openmmlab.model import check_size
 
 ENGINES = ('onnx', 'openvino')
 OLDEST_TORCH = '2.8'
-PRECISIONS = ('fp32', 'bf16', 'int8')
+PRECISIONS = ('fp32', 'fp16', 'bf16', 'int8')
+IO_DTYPES = ('float32', 'float16')
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,10 @@ class Target:
     dynamic: bool = False
     argmax: bool = False
     preprocess: bool = False
-    calib_images: int = 100  # of int8, and max_drop too
+    calib_images: int = 100  # of fp16 and int8, and max_drop too
     max_drop: float = 0.3    # points of mIoU, or of mAP x 100
+    nms: bool = False        # a detector ends at its detections
+    io_dtype: str = 'float32'  # of inputs and outputs in fp16
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES or self.precision not in PRECISIONS:

@@ -21,20 +21,19 @@ from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.export.engine_files import write_engine
 from repvgg_mm.export.export import export, load_deploy, prepare
-from repvgg_mm.export.layer_noise import LayerNoise, convolutions_of, signal_to_noise
 from repvgg_mm.export.networks import Preprocess, network_of
 from repvgg_mm.export.onnx_graph import to_onnx
-from repvgg_mm.export.quantise import (
+from repvgg_mm.export.target import Target
+from repvgg_mm.openmmlab.preprocessing import Preprocessing
+from repvgg_mm.precision.layer_noise import LayerNoise, convolutions_of, signal_to_noise
+from repvgg_mm.precision.metric import validation_config
+from repvgg_mm.precision.quantise import (
     after_last_convolutions,
     describe_attempt,
-    headline,
     noisiest,
     quantise,
     quantise_engine,
-    validation_config,
 )
-from repvgg_mm.export.target import Target
-from repvgg_mm.openmmlab.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.stack
 SIZE = 48
@@ -142,19 +141,6 @@ def test_the_noisiest_layers():
     assert noisiest(layers, 0) == [] and noisiest(layers, 1 / 8) == ['c'] and noisiest(layers, 1 / 4) == ['c', 'e']
 
 
-@pytest.mark.parametrize('metrics, expected', [
-    (dict(aAcc=80., mIoU=41.74), ('mIoU', 41.74)),
-    ({'coco/bbox_mAP_50': .8, 'coco/bbox_mAP': .5}, ('coco/bbox_mAP', 50)),
-    ({'pascal_voc/mAP': .25, 'pascal_voc/AP50': .25}, ('pascal_voc/mAP', 25))])
-def test_the_metric_that_counts(metrics, expected):
-    assert headline(metrics) == expected
-
-
-def test_no_metric_that_counts():
-    with pytest.raises(UserError, match=r'judged by mIoU or mAP, and the val_evaluator .* gives recall\. Add an IoUM'):
-        headline(dict(recall=1.))
-
-
 def test_missing_data_is_said_before_the_work(run, tmp_path):
     result = run_tool('tools/export.py', run / 'config.py', run / 'checkpoint.pth', '--out', tmp_path / 'out',
                       '--engine', 'openvino', '--precision', 'int8', '--cfg-options',
@@ -201,11 +187,3 @@ def test_attempts_in_words():
     assert describe_attempt(False, []) == ''
     assert describe_attempt(True, []) == ', channels equalised'
     assert describe_attempt(True, ['a', 'b']) == ', channels equalised, 2 convolutions in float32'
-
-
-def test_the_validation_set_is_tested(cfg):
-    cfg.test_dataloader.dataset.data_root = 'absent'
-    before = cfg.pretty_text
-    found = validation_config(cfg)
-    assert found.test_dataloader == cfg.val_dataloader and found.test_evaluator == cfg.val_evaluator
-    assert found.log_level == 'ERROR' and cfg.pretty_text == before

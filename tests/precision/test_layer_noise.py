@@ -9,7 +9,8 @@ import torch
 from engines import two_networks
 from torch import nn
 
-from repvgg_mm.export.layer_noise import (
+from repvgg_mm.export.onnx_graph import to_onnx
+from repvgg_mm.precision.layer_noise import (
     LayerNoise,
     biased_outputs,
     channel_maxima,
@@ -19,7 +20,6 @@ from repvgg_mm.export.layer_noise import (
     measure_layers,
     signal_to_noise,
 )
-from repvgg_mm.export.onnx_graph import to_onnx
 
 
 def read(network: nn.Module, image: torch.Tensor) -> openvino.Model:

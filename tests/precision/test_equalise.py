@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from repvgg_mm import whole_model_convert
-from repvgg_mm.export.equalise import equalise, scales
-from repvgg_mm.export.layer_noise import biased_outputs, constant_of, convolutions_of
 from repvgg_mm.export.onnx_graph import tidy, to_onnx
+from repvgg_mm.precision.equalise import equalise, scales
+from repvgg_mm.precision.layer_noise import biased_outputs, constant_of, convolutions_of
 
 pytestmark = pytest.mark.stack
 

@@ -15,12 +15,12 @@ from mmengine.dataset import pseudo_collate
 from repvgg_mm import UserError
 from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.engine import Engine
-from repvgg_mm.export.calibration import calibration_images
 from repvgg_mm.export.engine_files import write_engine
 from repvgg_mm.export.export import export, prepare
 from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.data import training_set
 from repvgg_mm.openmmlab.model import build_model
+from repvgg_mm.precision.calibration import calibration_images
 
 pytestmark = pytest.mark.stack
 SIZE = 48

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,17 +14,15 @@ from mmengine.config import Config
 from ..engine.description import Attempt, Description, Quantisation, write_description
 from ..engine.engine import Engine, optional
 from ..engine.evaluate import evaluate
+from ..engine.openvino_file import read_openvino, save_openvino
 from ..errors import UserError
-from ..openmmlab.config import copy_of
 from .calibration import calibration_images
-from .engine_files import read_openvino, save_openvino
 from .equalise import equalise
 from .layer_noise import CONVOLUTIONS, LayerNoise, biased_outputs, convolutions_of, layer_table, measure_layers
+from .metric import ROUNDING, headline, validation_config
 
 NOISE_IMAGES = 8  # of the calibration images, for ranges and signal to noise of each layer
 ATTEMPTS = ((False, 0), (True, 0), (False, 1 / 8), (False, 1 / 4))  # equalised; share of convolutions left in float32
-METRICS = (('mIoU', 1), ('bbox_mAP', 100), ('mAP', 100))  # the last part of a metric's name, and its points
-ROUNDING = 1e-9  # of points
 NO_DATA = ('Parameter', 'Constant', 'Result')  # nodes that compute nothing
 Progress = Callable[[str], None]
 
@@ -168,32 +166,6 @@ def noisiest(layers: Sequence[LayerNoise], share: float) -> list[str]:
     ranked = sorted(layers, key=lambda layer: layer.own_snr_db)
     count = math.ceil(share * len(layers))
     return [layer.name for layer in ranked[:count]]
-
-
-def validation_config(cfg: Config) -> Config:
-    """A copy whose test set is the validation set, and quiet."""
-    cfg = copy_of(cfg)
-    if cfg.get('val_dataloader'):
-        cfg.test_dataloader = cfg.val_dataloader
-        cfg.test_evaluator = cfg.val_evaluator
-        cfg.test_cfg = {}
-    cfg.log_level = 'ERROR'
-    return cfg
-
-
-def headline(metrics: Mapping[str, float]) -> tuple[str, float]:
-    """The name of the metric by which an engine is judged, and its points: mIoU, or mAP x 100.
-
-    Raises:
-        UserError: it is neither.
-    """
-    for last, points in METRICS:
-        for name, value in metrics.items():
-            if name.rsplit('/', 1)[-1] == last:
-                return name, points * value
-    raise UserError(
-        'An int8 engine is judged by mIoU or mAP, and the val_evaluator of this config gives '
-        f'{", ".join(metrics) or "nothing"}. Add an IoUMetric or a CocoMetric.')
 
 
 def _readers_of(node: object) -> list:
