@@ -1,4 +1,4 @@
-"""Accuracy on the whole validation set beside latency at batch 1: PyTorch's forms and every engine of a checkpoint.
+"""Accuracy on the whole validation set, latency at batch 1 and file size: PyTorch's forms and a checkpoint's engines.
 
     python benchmarks/engines.py CONFIG CHECKPOINT --out DIR --shape H W [--rounds 21] [--latency-only]
 
@@ -28,10 +28,13 @@ from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.export.export import export, load_deploy
 from repvgg_mm.export.networks import network_of
-from repvgg_mm.export.target import PRECISIONS, Target
+from repvgg_mm.export.target import Target
 
 METRICS = ('mIoU', 'coco/bbox_mAP')
-KINDS = (('onnx', 'fp32'), *(('openvino', precision) for precision in PRECISIONS))
+KINDS = (
+    ('onnx', 'fp32'), ('onnx', 'fp16'), ('onnx', 'int8'),
+    ('openvino', 'fp32'), ('openvino', 'bf16'), ('openvino', 'int8'))
+MEGABYTE = 1e6
 
 
 def main() -> None:
@@ -59,14 +62,19 @@ def main() -> None:
         for name, engine in engines.items():
             scores[name] = score(cfg, engine)
 
-    times = latencies(cfg, checkpoint, args.shape, engines, args.rounds)
+    trained = load_model(cfg, checkpoint)
+    deploy, _ = load_deploy(cfg, checkpoint, Target(shape=args.shape))
+    sizes = {'training form': weights_of(trained), 'deploy form': weights_of(deploy)}
+    sizes |= {name: size_of(engine) for name, engine in engines.items()}
+    times = latencies(trained, deploy, args.shape, engines, args.rounds)
     size = 'x'.join(map(str, args.shape))
     print(f'\ntorch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads, 1 image of {size}, '
           f'{args.rounds} interleaved rounds')
-    print('| | metric | ms, median (quartiles) | times as fast |\n|---|---|---|---|')
+    print('| | metric | ms, median (quartiles) | times as fast | MB |\n|---|---|---|---|---|')
     first = next(iter(times.values())).median_ms
     for name, (median, lower, upper) in times.items():
-        print(f'| {name} | {scores.get(name, "")} | {median:.1f} ({lower:.1f} to {upper:.1f}) | {first / median:.2f} |')
+        print(f'| {name} | {scores.get(name, "")} | {median:.1f} ({lower:.1f} to {upper:.1f}) | {first / median:.2f} | '
+              f'{sizes.get(name, "")} |')
 
 
 def exported(cfg: Config, checkpoint: Checkpoint, out: Path, target: Target) -> Engine:
@@ -82,18 +90,27 @@ def exported(cfg: Config, checkpoint: Checkpoint, out: Path, target: Target) -> 
     return Engine(path, threads=torch.get_num_threads())
 
 
+def weights_of(model: nn.Module) -> str:
+    bytes_of_all = sum(tensor.nbytes for tensor in model.state_dict().values())
+    return f'{bytes_of_all / MEGABYTE:.1f}'
+
+
+def size_of(engine: Engine) -> str:
+    """Of its files without the description, in megabytes."""
+    files = [engine.path.with_name(name) for name in engine.description.files]
+    bytes_of_all = sum(file.stat().st_size for file in files)
+    return f'{bytes_of_all / MEGABYTE:.1f}'
+
+
 def score(cfg: Config, weights: Checkpoint | Engine) -> str:
     metrics = evaluate(cfg, weights)
     return ', '.join(f'{name} {metrics[name]:.4g}' for name in METRICS if name in metrics)
 
 
 def latencies(
-    cfg: Config, checkpoint: Checkpoint, shape: list[int], engines: Mapping[str, Engine], rounds: int
+    trained: nn.Module, deploy: nn.Module, shape: list[int], engines: Mapping[str, Engine], rounds: int
 ) -> dict[str, Latency]:
-    trained = network_of(load_model(cfg, checkpoint))
-    model, _ = load_deploy(cfg, checkpoint, Target(shape=shape))
-    deploy = network_of(model)
-
+    trained, deploy = network_of(trained), network_of(deploy)
     image = torch.randn(1, 3, *shape)
     calls = {
         'training form, branch by branch': partial(apart, trained, image),
