@@ -1,6 +1,6 @@
 """An engine in the making: fuse, export, check the graph, run it, compare, write.
 
-Read in this order: `target` (what to export), `networks` (what an engine computes), `pooling` (rewritten for export),
-`onnx_graph` (the graph and its check), `engine_files`, `agreement` (with PyTorch), `export` (the whole way, in fewer
-bits by the room `precision`).
+Read in this order: `target` (what to export), `suppression` (in a graph of fixed sizes), `networks` (what an engine
+computes), `pooling` (rewritten for export), `onnx_graph` (the graph and its check), `engine_files`, `agreement` (with
+PyTorch), `export` (the whole way, in fewer bits by the room `precision`).
 """

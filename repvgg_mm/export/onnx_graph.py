@@ -18,6 +18,7 @@ from ..engine.engine import optional
 from ..errors import UserError, reason
 from ..pretrained import listed
 from ..stages import Stages
+from .suppression import translations
 
 NO_DATA = 'data is not allocated yet'  # in torch's message where an operation reads values while it is traced
 SCOPES = 'pkg.torch.onnx.name_scopes'  # where torch's exporter notes the modules that a node comes from
@@ -44,7 +45,8 @@ def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic:
             # Exported here and not by torch.onnx.export, which would fix a size that it cannot keep dynamic.
             program = torch.export.export(network.eval(), (inputs,), dynamic_shapes=sizes)
             exported = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs))
+                program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs),
+                custom_translation_table=translations())
             return exported.model_proto
         except Exception as error:  # of torch's exporter, and whatever a model raises
             cause = _cause(error, network)
