@@ -79,8 +79,7 @@ def rows_at(rows: Tensor, chosen: Tensor) -> Tensor:
 
 def translations() -> dict[object, Callable]:
     """What `torch.onnx.export` takes as `custom_translation_table`."""
-    optional('onnxscript')
-    from onnxscript import opset18 as op
+    op = optional('onnxscript').opset18
 
     def in_onnx(boxes, scores, iou_threshold: float):
         most = op.Shape(boxes, start=1, end=2)
