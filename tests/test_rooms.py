@@ -58,6 +58,8 @@ NARROWER = {
     'files/atomic': (set(), set()),
     'engine/onnx_file': (set(), set()),
     'engine/description': ({'files'}, set()),
+    'engine/packages': (set(), set()),
+    'engine/runtimes': (set(), {'numpy'}),
     'engine/engine': (set(), {'numpy'}),
     'engine/detections': (set(), {'numpy'}),
 }

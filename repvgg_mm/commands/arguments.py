@@ -51,6 +51,7 @@ def test(parser: argparse.ArgumentParser) -> None:
     """Evaluate a segmentor, detector or classifier on its test set."""
     add_config(parser)
     add_checkpoint(parser, engine=True)
+    add_device(parser)
     add_launch(parser)
     parser.add_argument('--out', help='folder (masks of a segmentor) or .pkl file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions on the screen')
@@ -129,7 +130,7 @@ def predict(parser: argparse.ArgumentParser) -> None:
         '--out', required=True,
         help='folder for the pictures (.png) and videos (.mp4), in folders like those of the sources')
     parser.add_argument('--score-thr', type=float, default=0.3, help='draw detections from this score on')
-    parser.add_argument('--device', help='cuda by default if there is a GPU, else cpu')
+    add_device(parser, of_checkpoint='cuda if there is a GPU, else cpu')
     parser.add_argument('--overwrite', action='store_true', help='replace pictures that exist')
 
 
@@ -138,11 +139,11 @@ def benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'configs', nargs='+', metavar='CONFIG_OR_ENGINE',
         help='configs, whose models with RepVGG blocks are measured in both forms; and engines (.onnx, '
-             '.xml), with --work forward')
+             '.xml, .plan), with --work forward')
     parser.add_argument('--shape', type=int, nargs=2, default=(512, 512), metavar=('H', 'W'))
     parser.add_argument('--batch', type=int, default=1, help='images a call')
     parser.add_argument('--work', nargs='+', choices=WORK, default=['forward'])
-    parser.add_argument('--device', help='a GPU by default if there is one')
+    add_device(parser, of_checkpoint='cuda if there is a GPU, else cpu')
     parser.add_argument('--dtype', choices=['float32', 'bfloat16', 'float16'], default='float32')
     parser.add_argument('--amp', choices=['bfloat16', 'float16'], help='torch.autocast in this type')
     parser.add_argument(
@@ -190,9 +191,17 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, engine: bool = False) -> 
     """The checkpoint, or engine, and --trust-checkpoint."""
     kinds = 'checkpoint file'
     if engine:
-        kinds += ', or engine (.onnx, .xml) that export wrote'
+        kinds += ', or engine (.onnx, .xml, or .plan of TensorRT) that export wrote'
     parser.add_argument('checkpoint', help=kinds)
     add_trust(parser)
+
+
+def add_device(parser: argparse.ArgumentParser, *, of_checkpoint: str = '') -> None:
+    """--device, of engines and, where a command takes it, of a model of torch."""
+    of_engine = 'of an engine: cpu; of .onnx also cuda and tensorrt, of .xml gpu, of .plan cuda alone'
+    if of_checkpoint:
+        of_engine += f'; of a model of torch: {of_checkpoint}'
+    parser.add_argument('--device', help=f'{of_engine}. A second one is cuda:1')
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:

@@ -19,10 +19,10 @@ from ..report.benchmark_output import draw, table, write_json
 def run(args: argparse.Namespace) -> None:
     check_arguments(args)
 
-    engines = load_engines(path for path in args.configs if is_engine(path))
+    engines = load_engines((path for path in args.configs if is_engine(path)), args.device)
     models = build_forms([path for path in args.configs if not is_engine(path)])
     amp = getattr(torch, args.amp) if args.amp else None
-    setting = Setting(random_images(args), args.rounds, amp, args.compile)
+    setting = Setting(random_images(args, of_models=bool(models)), args.rounds, amp, args.compile)
     rows = benchmark(models, setting, args.work, engines)
 
     conditions = setting.conditions() | engine_versions(engines)
@@ -52,9 +52,13 @@ def check_arguments(args: argparse.Namespace) -> None:
             f'--batch {args.batch}. Raise them.')
 
 
-def random_images(args: argparse.Namespace) -> Tensor:
-    """(batch, 3, H, W) of the type, on the device and in the memory format that was asked for."""
-    device = usable_device(args.device)
+def random_images(args: argparse.Namespace, *, of_models: bool = True) -> Tensor:
+    """(batch, 3, H, W) of the type and in the memory format that was asked for.
+
+    For models of torch they are on the device, of which a TensorRT engine's is cuda; for engines alone on the CPU.
+    """
+    name = args.device and args.device.replace('tensorrt', 'cuda')
+    device = usable_device(name if of_models else 'cpu')
     if device.index is not None and device.type == 'cuda':
         torch.cuda.set_device(device)  # whose memory and time are measured
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..deploy.checkpoint import Checkpoint
 from ..engine.description import Description
-from ..export.export import export, trtexec
+from ..export.export import export
 from ..export.target import Target
+from ..export.tensorrt import tensorrt_commands
 from ..files.atomic import check_output_file
 from ..precision.quantise import describe_attempt
 from .screen import Screen, open_screen
@@ -55,12 +56,14 @@ def tell(description: Description, path: Path, screen: Screen) -> None:
         last = found.tried[-1]
         how = describe_attempt(last.equalised, last.float32)
         screen.say(f'{found.metric} on validation: {found.float32:.2f} in float32, {found.int8:.2f} in int8{how}.')
-    if description.task == 'detection':
-        screen.say('Non-maximum suppression is not in the engine: repvgg_mm.engine.detect does it in numpy.')
+    if description.nms == 'outside':
+        screen.say('Non-maximum suppression is not in the engine: repvgg_mm.engine.detect does it in numpy, --nms within.')
 
     screen.say(f'Wrote {path} and {path.with_suffix(".json").name}.')
     if description.engine == 'onnx':
-        screen.say(f'TensorRT, on a machine with a GPU (not run here):\n{trtexec(description, str(path))}')
+        faster = '; --precision fp16 is faster' if description.precision == 'fp32' else ''
+        commands = tensorrt_commands(description, str(path))
+        screen.say(f'TensorRT, on a machine with a GPU (not run here{faster}):\n{commands}')
 
 
 def _timed_progress(screen: Screen) -> Callable[[str], None]:

@@ -22,6 +22,11 @@ def run(args: argparse.Namespace) -> None:
 
 def test(args: argparse.Namespace, screen: Screen) -> None:
     """Evaluate with what the flags ask for; the metrics are the last line."""
+    if args.device and not is_engine(args.checkpoint):
+        raise UserError(
+            f'--device is where an engine runs, and {args.checkpoint} is a checkpoint, which MMEngine puts on a GPU if '
+            'there is one. Leave it out; on a machine with a GPU, CUDA_VISIBLE_DEVICES= in front leaves the CPU.')
+
     cfg = load_config(args)
     screen.work_dir = cfg.work_dir
     complete_test_set(cfg)
@@ -36,7 +41,7 @@ def test(args: argparse.Namespace, screen: Screen) -> None:
                 f'{args.checkpoint} is an engine. Give the checkpoint, or leave --tta out.')
         use_test_time_augmentation(cfg)
 
-    weights = open_weights(args.checkpoint, trust=args.trust_checkpoint)
+    weights = open_weights(args.checkpoint, device=args.device, trust=args.trust_checkpoint)
     metrics = evaluate(cfg, weights)
     screen.say(f'{args.checkpoint}: {metrics_text(metrics)}')
 

@@ -16,7 +16,8 @@ from ..files.atomic import sha256_of
 from .onnx_file import external_files
 
 FORMAT = 1
-SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino'}  # of engines, and the library that runs them
+SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino', '.plan': 'tensorrt'}  # of engines, and what runs them
+PLAN = '.plan'  # built by TensorRT of a described engine in .onnx, and described by the same file
 PROPERTIES = {'INFERENCE_PRECISION_HINT': ('f32', 'bf16')}  # of OpenVINO, with which an engine is loaded
 DTYPES = ('float32', 'uint8')
 LAYOUTS = ('NCHW', 'NHWC')
@@ -132,7 +133,10 @@ def write_description(path: Path, description: Description) -> Description:
 
 
 def read_description(path: str | PathLike) -> Description:
-    """The description of the engine at `path` (.onnx or .xml), whose files it must be that of.
+    """The description of the engine at `path` (.onnx, .xml or .plan), whose files it must be that of.
+
+    A plan is built after its description, which cannot hold its sha256: of the described files those that are beside
+    it must be the described ones, and a runtime compares the plan's names, type and sizes.
 
     Raises:
         UserError: the engine or its description is missing or damaged, the description has another format or lacks
@@ -142,7 +146,7 @@ def read_description(path: str | PathLike) -> Description:
     if not is_engine(path) or not path.is_file():
         found = 'none' if path.exists() else 'missing'
         raise UserError(
-            f'An engine is a file in {" or ".join(SUFFIXES)}, and {path} is {found}. '
+            f'An engine is a file in {", ".join(SUFFIXES)}, and {path} is {found}. '
             'Give one that tools/export.py wrote.')
 
     file = path.with_suffix('.json')
@@ -156,7 +160,12 @@ def read_description(path: str | PathLike) -> Description:
     description = description_from(content, file)
     _check_values(file, description)
     _check_properties(file, description.openvino_properties)
-    _check_files(path, file, description.files)
+
+    expected = description.files
+    if path.suffix == PLAN:
+        expected = {name: sha256 for name, sha256 in expected.items() if (path.parent / name).exists()}
+        _check_plan(path, file, description)
+    _check_files(path, file, expected)
     return description
 
 
@@ -241,12 +250,20 @@ def _check_files(path: Path, file: Path, expected: Mapping[str, str]) -> None:
         if found != sha256:
             changed.append(name)
 
-    if not changed:  # what else a damaged file would be read with is not known
+    if not changed and path.suffix != PLAN:  # what else a damaged file would be read with is not known
         changed = [name for name in (path.name, *_loaded_with(path)) if name not in expected]
     if changed:
         raise UserError(
             f'The files of an engine belong to one export, and {", ".join(changed)} is not '
             f'the file that {file} describes. Copy all files again, or export again.')
+
+
+def _check_plan(path: Path, file: Path, description: Description) -> None:
+    """UserError where what is described beside a plan is no engine that TensorRT builds a plan of."""
+    if description.engine != 'onnx':
+        raise UserError(
+            f'A plan is built of an engine in .onnx and described by the same file, and {file} beside {path} describes '
+            f'one of {description.engine}. Put the description of that .onnx file there.')
 
 
 def _loaded_with(path: Path) -> list[str]:

@@ -2,59 +2,60 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+import re
 from os import PathLike
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from ..errors import LONGEST_REASON, UserError
-from .description import SUFFIXES, Description, read_description
+from ..errors import UserError
+from .description import SUFFIXES, read_description
+from .packages import optional
+from .runtimes import LOADERS, device_of, last_line
 
-Runner = Callable[[np.ndarray], list[np.ndarray]]
-INSTALL = "Install the extra in the repository: pip install -e '.[export]'"
-
-
-def optional(module: str) -> ModuleType:
-    """Import a package of the extra `export`, or raise UserError with the command that installs it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f'Exporting and running engines needs {module}, which cannot be imported ({error}). {INSTALL}.') from None
+__all__ = ['Engine', 'optional']
+OF_VERSIONS = re.compile('opset|IR version')  # where a library tells that a graph is newer than itself
 
 
 class Engine:
-    """`engine.onnx` or `engine.xml` (with `engine.bin`), described by `engine.json` beside it.
+    """`engine.onnx`, `engine.xml` (with `engine.bin`) or TensorRT's `engine.plan`, with `engine.json` beside it.
 
     Called with images as `description.input` describes them (array or CPU tensor), it returns the outputs by
     name: `logits` (N, classes, H, W) or `labels` (N, H, W); or `boxes` (N, P, 4), `scores`
     (N, P, classes) and, of some heads, `score_factors` (N, P), for `detections.detect`.
-    `computed_in` is the number format that the library chose on this machine.
+    `library` runs it on `device`, with floating-point numbers in the format `computed_in`: f32, tf32 (where the GPU
+    has it), f16 or bf16.
 
     Args:
-        path: the `.onnx` or `.xml` file.
-        threads: of a call; the library's choice by default.
+        path: the `.onnx`, `.xml` or `.plan` file.
+        device: cpu by default; of `.onnx` also cuda or tensorrt, of `.xml` gpu; a second GPU is cuda:1. A `.plan` runs
+            on cuda alone.
+        threads: of a call on the CPU; the library's choice by default.
 
     Raises:
-        UserError: a file is missing, damaged or of another export, or the library is not installed.
+        UserError: a file is missing, damaged or of another export, the library is not installed, or it cannot use the
+            device.
     """
 
-    def __init__(self, path: str | PathLike, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | PathLike, *, device: str | None = None, threads: int | None = None) -> None:
         self.path = Path(path)
         self.description = read_description(self.path)
         self.library = SUFFIXES[self.path.suffix]
-        load = _onnxruntime if self.library == 'onnxruntime' else _openvino
+        wanted = device_of(self.library, device)
+        self.device = str(wanted)
+        load = LOADERS[self.library]
         try:
-            self._run, self.computed_in = load(self.path, self.description, threads)
+            self._run, self.computed_in = load(self.path, self.description, wanted, threads)
         except UserError:
             raise
         except Exception as error:  # what the libraries raise for a file that they cannot read depends on the file
+            next_step = 'Export it again.'
+            if OF_VERSIONS.search(str(error)):
+                version = optional(self.library).__version__
+                next_step = f'Install a newer {self.library} than {version}, or export it again.'
             raise UserError(
-                f'An engine is a file that {self.library} can load, and {self.path} is not ({_last_line(error)}). '
-                'Export it again.') from None
+                f'An engine is a file that {self.library} can load, and {self.path} is not ({last_line(error)}). '
+                f'{next_step}') from None
 
     def __call__(self, images: object) -> dict[str, np.ndarray]:
         """Raises UserError if `images` have another type or shape than the engine was exported for, or it fails."""
@@ -71,7 +72,7 @@ class Engine:
             outputs = self._run(images)
         except Exception as error:
             raise UserError(
-                f'An engine runs in {self.library}, and {self.path} fails there ({_last_line(error)}). '
+                f'An engine runs in {self.library}, and {self.path} fails there ({last_line(error)}). '
                 'Free memory, or export it again.') from None
         return dict(zip(self.description.outputs, outputs))
 
@@ -80,53 +81,3 @@ class Engine:
         if images.dtype != wanted.dtype or images.ndim != len(wanted.shape) or not images.size:
             return False
         return all(size in (None, got) for size, got in zip(wanted.shape, images.shape))
-
-
-def _last_line(error: Exception) -> str:
-    """Where the libraries say what is wrong, after the places in their code."""
-    return str(error).strip().split('\n')[-1][-LONGEST_REASON:]
-
-
-def _check_graph(path: Path, description: Description, inputs: list[str], outputs: list[str]) -> None:
-    """UserError unless the graph has the input and the outputs that are described."""
-    absent = {name for name in description.outputs if name not in outputs} | {description.input.name} - {*inputs}
-    if absent:
-        raise UserError(
-            f'An engine takes the input and gives the outputs of its description, and {path} with {inputs} and '
-            f'{outputs} has no {", ".join(sorted(absent))}. Copy all files of the export, or export again.')
-
-
-def _onnxruntime(path: Path, description: Description, threads: int | None) -> tuple[Runner, str]:
-    onnxruntime = optional('onnxruntime')
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised too, and told in a sentence
-    options.add_session_config_entry('session.force_spinning_stop', '1')  # its threads would slow what comes next
-    if threads:
-        options.intra_op_num_threads = threads
-
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    inputs = [part.name for part in session.get_inputs()]
-    _check_graph(path, description, inputs, [part.name for part in session.get_outputs()])
-    name = description.input.name
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        return session.run(description.outputs, {name: images})
-    return run, 'f32'
-
-
-def _openvino(path: Path, description: Description, threads: int | None) -> tuple[Runner, str]:
-    openvino = optional('openvino')
-    properties = {'PERFORMANCE_HINT': 'LATENCY', **description.openvino_properties}
-    if threads:
-        properties['INFERENCE_NUM_THREADS'] = threads
-
-    compiled = openvino.Core().compile_model(path, 'CPU', properties)
-    inputs, outputs = ([name for part in parts for name in part.names] for parts in (compiled.inputs, compiled.outputs))
-    _check_graph(path, description, inputs, outputs)
-    request = compiled.create_infer_request()
-    name = description.input.name
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        request.infer({name: images}, share_inputs=True)
-        return [request.get_tensor(output).data.copy() for output in description.outputs]
-    return run, compiled.get_property('INFERENCE_PRECISION_HINT').get_type_name()

@@ -24,14 +24,14 @@ from .model import EngineModel
 OF_TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
 
 
-def open_weights(path: str | PathLike, *, trust: bool = False) -> Checkpoint | Engine:
-    """What a command line names: an engine by its suffix, a checkpoint otherwise.
+def open_weights(path: str | PathLike, *, device: str | None = None, trust: bool = False) -> Checkpoint | Engine:
+    """What a command line names: an engine by its suffix, which runs on `device`, a checkpoint otherwise.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or its library cannot use the device.
     """
     if is_engine(path):
-        return Engine(path, threads=torch.get_num_threads())
+        return Engine(path, device=device, threads=torch.get_num_threads())
     return Checkpoint.read(path, trust=trust)
 
 

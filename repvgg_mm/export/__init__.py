@@ -2,5 +2,5 @@
 
 Read in this order: `target` (what to export), `suppression` (in a graph of fixed sizes), `networks` (what an engine
 computes), `pooling` (rewritten for export), `onnx_graph` (the graph and its check), `engine_files`, `agreement` (with
-PyTorch), `export` (the whole way, in fewer bits by the room `precision`).
+PyTorch), `export` (the whole way, in fewer bits by the room `precision`), `tensorrt` (commands for a GPU's machine).
 """

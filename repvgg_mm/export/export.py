@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
@@ -24,12 +23,12 @@ from ..engine.engine import Engine, optional
 from ..errors import UserError
 from ..files.atomic import atomic_folder, check_output_folder
 from ..openmmlab.data import check_dataset, validation_set
-from ..openmmlab.model import arch_of_config, build_model, is_segmentor, shape_of_config
+from ..openmmlab.model import arch_of_config, build_model, is_segmentor, settings_of, shape_of_config
 from ..openmmlab.preprocessing import Preprocessing
 from ..precision.quantise import quantise_engine
 from ..version import __version__
 from .agreement import check_agreement, run_network, size_text
-from .engine_files import STEM, write_engine
+from .engine_files import write_engine
 from .networks import Preprocess, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
 from .pooling import replace_adaptive_pooling
@@ -145,15 +144,17 @@ def prepare(cfg: Config, checkpoint: Checkpoint, target: Target, *, progress: Pr
     example = _images(model, TRACED, target.preprocess) if target.dynamic else inputs[0]
 
     inside = Preprocess(preprocessing) if target.preprocess else None
-    reference = network_of(model, inside)
+    reference = network_of(model, inside, nms=target.nms)
     rewritten = replace_adaptive_pooling(copy.deepcopy(model))  # norms are folded in the graph, where it can be seen
-    network = network_of(rewritten, inside, target.argmax)
+    network = network_of(rewritten, inside, target.argmax, target.nms)
 
     outputs = run_network(reference, inputs[0])
     names = network.outputs[:len(outputs)]
     described = describe(cfg, checkpoint, model, target, inputs[0], names)
     if described.task == 'detection':
-        described = _describe_detector(described, reference, inputs[0], outputs[0].shape[1])
+        described = replace(described, test_cfg=settings_of(model), nms='inside' if target.nms else 'outside')
+        if not target.nms:
+            described = _describe_levels(described, reference, inputs[0], outputs[0].shape[1])
 
     shown = 'any size' if target.dynamic else size_text(inputs[0].shape)
     progress(f'Exporting {described.model} with torch {torch.__version__}, {shown}')
@@ -173,7 +174,7 @@ def load_deploy(cfg: Config, checkpoint: Checkpoint, target: Target) -> tuple[nn
     """
     model = build_model(deploy_config(cfg))
     model.eval()
-    network_of(model, argmax=target.argmax)  # refused before the work of converting
+    network_of(model, argmax=target.argmax, nms=target.nms)  # refused before the work of converting
     if checkpoint.form == 'deploy':
         checkpoint.load_into(model, cfg)
         return model, None
@@ -228,11 +229,10 @@ def describe(
         graph={})
 
 
-def _describe_detector(description: Description, reference: nn.Module, inputs: Tensor, priors: int) -> Description:
+def _describe_levels(description: Description, reference: nn.Module, inputs: Tensor, priors: int) -> Description:
     """With what `detections.detect` needs to know; UserError if it could not use the engine."""
-    settings = dict(reference.model.bbox_head.test_cfg)
-    check_settings(settings)
-    description = replace(description, levels=reference.levels, test_cfg=settings, nms='outside')
+    check_settings(description.test_cfg)
+    description = replace(description, levels=reference.levels)
 
     shape = inputs.shape[1:3] if description.preprocessing.inside else inputs.shape[2:]
     sizes = level_sizes(description, shape)
@@ -242,27 +242,6 @@ def _describe_detector(description: Description, reference: nn.Module, inputs: T
             f'head gave {priors} in all. Choose a --shape H W that is a multiple of the largest stride; where no size '
             'helps, as with SSD, convert the model and run the deploy form with PyTorch.')
     return description
-
-
-def trtexec(description: Description, name: str = f'{STEM}.onnx') -> str:
-    """The commands that make a TensorRT engine in float16 of an ONNX engine and compare it, for a machine with a GPU.
-
-    From TensorRT 10.12 on the types stand in the graph, so NVIDIA's ModelOpt writes them into it; TensorRT 11 has no
-    flags for them any more and takes `--stronglyTyped` as what it does anyway.
-    """
-    wanted = description.input
-    half = shlex.quote(str(Path(name).with_suffix('')) + '_fp16.onnx')
-    name = shlex.quote(name)
-    shapes = ''
-    if None in wanted.shape:
-        traced = description.compared[0].shape
-        sizes = {'min': [1, *traced[1:]], 'opt': traced, 'max': [4, *traced[1:]]}
-        for kind, size in sizes.items():
-            shapes += f' --{kind}Shapes={wanted.name}:{size_text(size)}'
-    return (
-        f'python -m modelopt.onnx.autocast --onnx_path {name} --output_path {half}\n'
-        f'trtexec --onnx={half} --saveEngine={STEM}.plan --stronglyTyped{shapes}\n'
-        f'polygraphy run {half} --trt --strongly-typed --onnxrt --rtol 1e-2 --atol 1e-2')
 
 
 def _images(model: nn.Module, size: Sequence[int], preprocess: bool) -> Tensor:

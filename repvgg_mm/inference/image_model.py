@@ -78,8 +78,8 @@ def load_image_model(
     Its predictions are those of the toolbox's test on that image; each image is predicted on its own.
 
     Args:
-        weights: a checkpoint in either form, or an engine (`.onnx`, `.xml`), which runs on the CPU.
-        device: a GPU by default if there is one.
+        weights: a checkpoint in either form, or an engine (`.onnx`, `.xml`, `.plan`).
+        device: of a checkpoint a GPU by default if there is one; of an engine as `Engine` takes it.
 
     Raises:
         UserError: the config has no test pipeline, the weights do not fit, or there is no such device.
@@ -87,9 +87,9 @@ def load_image_model(
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     load, prepare = _pipeline(cfg)
 
-    opened = open_weights(weights, trust=trust)
+    opened = open_weights(weights, device=device, trust=trust)
     if isinstance(opened, Engine):
-        model = _engine_model(cfg, opened, device)
+        model = EngineModel(cfg, opened).eval()
         known = dict(classes=opened.description.classes, palette=opened.description.palette)
     else:
         model = _deploy_model(cfg, opened, device)
@@ -107,14 +107,6 @@ def _deploy_model(cfg: Config, checkpoint: Checkpoint, device: str | None) -> nn
     model.to(place)
     model.eval()
     return model
-
-
-def _engine_model(cfg: Config, engine: Engine, device: str | None) -> nn.Module:
-    if device not in (None, 'cpu'):
-        raise UserError(
-            f'Engines run on the CPU, and --device {device} was asked for. Leave it out, or give the '
-            'checkpoint instead of the engine.')
-    return EngineModel(cfg, engine).eval()
 
 
 def _check_image(image: object, name: str | PathLike) -> None:

@@ -54,12 +54,12 @@ def predict(
 
     Args:
         config: of an mmseg segmentor or mmdet detector.
-        checkpoint: in training form, which is fused first, or in deploy form; or an engine (`.onnx`, `.xml`).
+        checkpoint: in training form, which is fused first, or in deploy form; or an engine (`.onnx`, `.xml`, `.plan`).
         images: files, folders, glob patterns or BGR arrays (H, W, 3) of uint8; one, or a sequence of them.
         out: a folder for the pictures; those of arrays are `image_0.png` and so on.
         draw: return the pictures too, RGB arrays.
         score_thr: detections below this score are not drawn; the samples hold all of them.
-        device: a GPU by default if there is one.
+        device: of a checkpoint a GPU by default if there is one; of an engine as `Engine` takes it.
         overwrite: replace pictures in `out`.
         keep_logits: leave the logits of a segmentor, the largest part by far, in its samples.
         trust: unpickle whatever the checkpoint contains, which can run any code in it.

@@ -101,12 +101,13 @@ def _build(path: str) -> nn.Module:
     return model
 
 
-def load_engines(paths: Iterable[str]) -> dict[str, Engine]:
-    """Engines by name, with as many threads as torch has."""
+def load_engines(paths: Iterable[str], device: str | None = None) -> dict[str, Engine]:
+    """Engines by name, on `device`, with as many threads as torch has."""
     engines = {}
     for path in paths:
-        engine = Engine(path, threads=torch.get_num_threads())
-        engines[f'{engine.library} {engine.description.precision}, {engine.path}'] = engine
+        engine = Engine(path, device=device, threads=torch.get_num_threads())
+        place = '' if engine.device == 'cpu' else f' on {engine.device}'
+        engines[f'{engine.library} {engine.description.precision}{place}, {engine.path}'] = engine
     return engines
 
 
@@ -117,15 +118,15 @@ def engine_versions(engines: Mapping[str, Engine]) -> dict[str, str]:
 
 
 def _engine_call(engine: Engine, inputs: Tensor) -> Callable[[], object]:
-    """Run `engine` on images of the shape of `inputs` (N, C, H, W), as it takes them.
+    """Run `engine` on images of the shape of `inputs` (N, C, H, W), as it takes them, in the CPU's memory.
 
     Raises:
-        UserError: it does not take that shape, or `inputs` are on a GPU.
+        UserError: it does not take that shape, or runs on the CPU and `inputs` are on a GPU.
     """
-    if inputs.is_cuda:
+    if inputs.is_cuda and engine.device == 'cpu':
         raise UserError(
-            f'Engines run on the CPU here, and the models of this benchmark on {inputs.device}. Add '
-            '--device cpu, or measure the engines by themselves.')
+            f'A benchmark runs on one device, and {engine.path} runs on the CPU, the models on {inputs.device}. Give '
+            '--device, cpu or cuda.')
 
     images = inputs.float()
     if engine.description.input.layout == 'NHWC':

@@ -18,6 +18,15 @@ def test_images_are_as_asked_for():
     assert images.shape == (2, 3, 6, 10) and images.dtype == torch.bfloat16
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert random_images(Namespace(**asked | dict(channels_last=False))).is_contiguous()
+    of_an_engine = random_images(Namespace(**asked | dict(device='tensorrt')), of_models=False)
+    assert of_an_engine.device.type == 'cpu'
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='torch has a GPU')
+def test_models_beside_a_tensorrt_engine_are_on_cuda():
+    asked = dict(batch=1, shape=(6, 10), device='tensorrt:1', dtype='float32', channels_last=False)
+    with pytest.raises(UserError, match=r'one that torch can use here, and cuda:1 is not'):
+        random_images(Namespace(**asked))
 
 
 @pytest.mark.parametrize('arguments, message', [

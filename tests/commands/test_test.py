@@ -40,3 +40,8 @@ def test_the_test_tool_fuses_a_training_form_and_refuses_to_take_a_deploy_form_a
     assert 'native layout, training form, fused while loading' in fused.stdout
     run_tool('tools/test.py', converted / 'deploy.py', converted / 'deploy.pth', '--work-dir', tmp_path / 'deploy')
     assert metric(tmp_path / 'fused') == metric(tmp_path / 'deploy')
+
+
+def test_a_device_is_that_of_an_engine(checkpoint, tmp_path):
+    result = run_tool('tools/test.py', CONFIG, checkpoint, '--device', 'cpu', '--work-dir', tmp_path, check=False)
+    assert_refused(result, '--device is where an engine runs', 'Leave it out')

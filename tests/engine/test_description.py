@@ -336,7 +336,7 @@ def test_a_description_of_many_lists(path):
 
 
 def test_names_of_engines():
-    assert is_engine('a/engine.onnx') and is_engine(Path('engine.xml'))
+    assert is_engine('a/engine.onnx') and is_engine(Path('engine.xml')) and is_engine('engine.plan')
     assert not any(is_engine(name) for name in ('engine.json', 'engine.bin', 'best.pth', 'onnx', ''))
 
 

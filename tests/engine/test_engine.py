@@ -79,7 +79,7 @@ def test_images_that_do_not_fit(folder, images):
 
 def test_missing_files(folder):
     path = engine_in(folder)
-    with pytest.raises(UserError, match=r'An engine is a file in \.onnx or \.xml, and .*absent\.onnx is missing'):
+    with pytest.raises(UserError, match=r'An engine is a file in \.onnx, \.xml, \.plan, and .*absent\.onnx is missing'):
         Engine(folder / 'absent.onnx')
     with pytest.raises(UserError, match=r'engine\.json is none'):
         Engine(folder / 'engine.json')

@@ -24,6 +24,10 @@ def test_engines_are_rows_of_a_benchmark(segmentor):
     assert next(iter(engines)) == f'onnxruntime fp32, {segmentor.engine_file("onnx")}'
     assert all(row.lower_ms <= row.median_ms <= row.upper_ms and row.gflops is None for row in rows[1:3])
     assert table(rows).splitlines()[3].endswith(' |  |  |  |  |')
+    on_cpu = load_engines([segmentor.engine_file('onnx')], 'cpu')
+    assert list(on_cpu) == list(engines)[:1]
+    with pytest.raises(UserError, match=r'onnxruntime runs an engine on .*, and --device gpu was asked for'):
+        load_engines([segmentor.engine_file('onnx')], 'gpu')
     with pytest.raises(UserError, match=r'Engines only do forward calls, and --work is training step\. Add fo'):
         benchmark({}, setting, ['training step'], engines)
     with pytest.raises(UserError, match=r'takes float32 images of \(1, 3, 96, 96\).*got float32 of \(2, 3, 96, 96\)'):

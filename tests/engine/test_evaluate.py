@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
 import pytest
@@ -113,6 +114,17 @@ def test_the_test_tool_refuses_in_one_message(segmentor, tmp_path):
     engine = segmentor.engine_file('onnx')
     tta = run_tool('tools/test.py', segmentor.path, engine, '--tta', '--work-dir', tmp_path, check=False)
     assert_refused(tta, '--tta predicts images of several sizes', f'{engine} is an engine. Give the checkpoint')
+    gpu = run_tool('tools/test.py', segmentor.path, engine, '--device', 'gpu', '--work-dir', tmp_path, check=False)
+    assert_refused(gpu, 'onnxruntime runs an engine on cpu or cuda or tensorrt, and --device gpu was asked for')
+
+
+def test_a_plan_on_a_machine_without_tensorrt(segmentor, tmp_path):
+    if importlib.util.find_spec('tensorrt'):
+        pytest.skip('TensorRT is installed')
+    folder = shutil.copytree(segmentor.engine_file('onnx').parent, tmp_path / 'engine')
+    (folder / 'engine.plan').write_bytes(b'a plan')
+    result = run_tool('tools/test.py', segmentor.path, folder / 'engine.plan', '--work-dir', tmp_path, check=False)
+    assert_refused(result, 'needs tensorrt, which cannot be imported', 'pip install tensorrt polygraphy')
 
 
 def test_the_given_config_is_not_changed(segmentor):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectors import assert_same_detections, detector, detector_config, predict
-from engines import RESIZED, Trained, description, quiet, trained_segmentor
+from engines import RESIZED, Trained, quiet, trained_segmentor
 from helpers import TINY, pspnet_config, randomise_norms, retinanet_config, segment
 from mmengine.config import Config
 from tool_runs import ROOT, assert_refused, iterations, run_tool, small_data, syncbn_config
@@ -23,11 +23,10 @@ from repvgg_mm.convert import compare
 from repvgg_mm.convert.compare import relative_error
 from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.deploy.checkpoint import Checkpoint
-from repvgg_mm.engine.description import Comparison, Input
 from repvgg_mm.engine.detections import detect
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.export.engine_files import write_engine
-from repvgg_mm.export.export import Prepared, export, prepare, shape_of_tests, trtexec
+from repvgg_mm.export.export import Prepared, export, prepare, shape_of_tests
 from repvgg_mm.export.target import Target
 from repvgg_mm.files import atomic
 from repvgg_mm.files import checkpoint as checkpoint_files
@@ -98,7 +97,7 @@ def test_what_the_tool_writes_and_says(exported):
     assert meta['graph']['Conv'] == 15
     said = (exported.parents[1] / 'stdout').read_text()
     steps = ['Fusing', 'Exporting', 'Checking the graph', 'Running the engine', 'Writing',
-             'Relative error on 1x75x93x3', 'not run here', f'trtexec --onnx={exported / "engine_fp16.onnx"}']
+             'Relative error on 1x75x93x3', 'not run here', f'trtexec --onnx={exported / "engine.onnx"}']
     assert [said.index(step) for step in steps] == sorted(said.index(step) for step in steps)
 
 
@@ -317,22 +316,6 @@ def test_a_size_that_the_model_cannot_take(segmentor_cfg, tmp_path):
     with pytest.raises(UserError, match=r'an input of 1x3x8x8 before .* cannot take it: .*--shape H W'):
         export(cfg, Checkpoint.read(tmp_path / 'deploy.pth'), tmp_path / 'out', Target(shape=(8, 8)), progress=quiet)
     assert [path.name for path in tmp_path.iterdir()] == ['deploy.pth']
-
-
-def test_trtexec_names_the_sizes_of_a_dynamic_engine():
-    dynamic = description(
-        input=Input('image', 'float32', 'NCHW', [None, 3, None, None]),
-        compared=[Comparison([1, 3, 64, 96], {})])
-    command = trtexec(dynamic)
-    assert '--minShapes=image:1x3x64x96 --optShapes=image:1x3x64x96 --maxShapes=image:4x3x64x96' in command
-
-    fixed = description(input=Input('image', 'float32', 'NCHW', [1, 3, 64, 96]), compared=dynamic.compared)
-    half, made, compared = trtexec(fixed).splitlines()
-    assert half == 'python -m modelopt.onnx.autocast --onnx_path engine.onnx --output_path engine_fp16.onnx'
-    assert made == 'trtexec --onnx=engine_fp16.onnx --saveEngine=engine.plan --stronglyTyped'
-    assert compared.startswith('polygraphy run engine_fp16.onnx --trt --strongly-typed --onnxrt ')
-    in_a_folder = trtexec(fixed, 'a b/engine.onnx')
-    assert "--onnx_path 'a b/engine.onnx'" in in_a_folder and "--onnx='a b/engine_fp16.onnx'" in in_a_folder
 
 
 @pytest.fixture(scope='module')

@@ -72,8 +72,8 @@ def test_an_engine_predicts_as_its_checkpoint_does(kind, trained, images, tmp_pa
             torch.testing.assert_close(sample.pred_instances.scores, truth.pred_instances.scores, rtol=1e-4, atol=1e-5)
     result = run_tool('tools/predict.py', config, exported.path, images / 'val', '--out', tmp_path / 'drawn')
     assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 2 and 'Drew 2' in result.stdout
-    with pytest.raises(UserError, match=r'Engines run on the CPU, and --device cuda was asked for\. Leave it out'):
-        repvgg_mm.predict(config, exported.path, paths, device='cuda')
+    with pytest.raises(UserError, match=r'onnxruntime runs an engine on cpu or cuda or tensorrt, and --device gpu was'):
+        repvgg_mm.predict(config, exported.path, paths, device='gpu')
     wide = np.full((64, 200, 3), 128, np.uint8)
     with pytest.raises(UserError, match=r'image_0: .*engine\.onnx takes .* or export with --shape H W or --dynamic'):
         repvgg_mm.predict(config, exported.path, wide)
