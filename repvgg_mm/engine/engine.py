@@ -13,7 +13,6 @@ from .description import SUFFIXES, read_description
 from .packages import optional
 from .runtimes import LOADERS, device_of, last_line
 
-__all__ = ['Engine', 'optional']
 OF_VERSIONS = re.compile('opset|IR version')  # where a library tells that a graph is newer than itself
 
 
