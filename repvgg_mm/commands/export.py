@@ -57,7 +57,7 @@ def tell(description: Description, path: Path, screen: Screen) -> None:
         how = describe_attempt(last.equalised, last.float32)
         screen.say(f'{found.metric} on validation: {found.float32:.2f} in float32, {found.int8:.2f} in int8{how}.')
     if description.nms == 'outside':
-        screen.say('Non-maximum suppression is not in the engine: repvgg_mm.engine.detect does it in numpy, --nms within.')
+        screen.say('Non-maximum suppression is outside (--nms: inside): repvgg_mm.engine.detect does it in numpy.')
 
     screen.say(f'Wrote {path} and {path.with_suffix(".json").name}.')
     if description.engine == 'onnx':

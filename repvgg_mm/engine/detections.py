@@ -1,4 +1,4 @@
-"""From a detector engine's dense boxes and scores to detections: mmdet's post-processing in numpy."""
+"""From a detector engine's outputs to detections: mmdet's post-processing in numpy, or what is left of it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
 
 class Detections(NamedTuple):
-    """Of one image, best first: boxes (n, 4) as x1 y1 x2 y2 in pixels, scores (n,), labels (n,)."""
+    """Of one image, best first: boxes (n, 4) as x1 y1 x2 y2 in pixels, scores (n,), labels (n,).
+
+    Of instance segmentation also `masks` (n, h, w): probabilities of the label on a grid that covers the box.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+    masks: np.ndarray | None = None
 
 
 def detect(
@@ -36,8 +40,12 @@ def detect(
     clipped to the image, divided by `scale_factor` and, class by class, suppressed where they overlap a
     better one by more than the IoU threshold.
 
+    An engine with suppression inside has done so in pixels of its input: its detections are clipped to the image and
+    divided by `scale_factor`, and its empty rows dropped.
+
     Args:
-        outputs: of an `Engine`: `boxes` (N, P, 4), `scores` (N, P, classes), perhaps `score_factors` (N, P).
+        outputs: of an `Engine`: `boxes` (N, P, 4), `scores` (N, P, classes), perhaps `score_factors` (N, P); with
+            suppression inside `boxes` (N, K, 4), `scores` (N, K), `labels` (N, K), perhaps `masks` (N, K, h, w).
         description: the engine's, with the config's `test_cfg` and the levels of priors.
         input_shape: height and width of what the engine was fed.
         image_shape: height and width of the images in it without padding; `input_shape` by default.
@@ -46,6 +54,9 @@ def detect(
     Raises:
         UserError: the settings ask for something other than plain NMS, or the outputs are of another input.
     """
+    if description.nms == 'inside':
+        return _detected_inside(outputs, description, image_shape or input_shape, scale_factor)
+
     settings = description.test_cfg
     if settings is None or description.levels is None:
         raise UserError(
@@ -120,6 +131,22 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
         union = areas[best] + areas[order] - overlap
         order = order[~(overlap > threshold * union)]
     return np.array(kept, dtype=np.int64)
+
+
+def _detected_inside(
+    outputs: Mapping[str, np.ndarray],
+    description: Description,
+    image_shape: Sequence[int],
+    scale_factor: Sequence[float],
+) -> list[Detections]:
+    least = (description.test_cfg or {}).get('min_bbox_size', -1)
+    detections = []
+    for i, labels in enumerate(outputs['labels']):
+        boxes = _rescale(outputs['boxes'][i], image_shape, scale_factor)
+        found = (labels >= 0) & _large_enough(boxes, least)  # a box may lie in what was padded outside the engine
+        masks = outputs['masks'][i][found] if 'masks' in outputs else None
+        detections.append(Detections(boxes[found], outputs['scores'][i][found], labels[found], masks))
+    return detections
 
 
 def _parts(size: int, stride: int) -> int:

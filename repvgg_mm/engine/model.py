@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..deploy.config import deploy_config
 from ..errors import UserError
-from ..openmmlab.model import build_model, decode_head_of, is_segmentor
+from ..openmmlab.model import build_model, is_detector, is_segmentor, mask_head_of, num_classes_of, settings_of
 from ..openmmlab.preprocessing import Preprocessing
 from .detections import check_settings, detect
 from .engine import Engine
@@ -32,7 +32,8 @@ class EngineModel(BaseModel):
     What is around the network is the toolbox's: a segmentor's whole or slide inference, the resizing of its
     logits to the original image, mmdet's data samples. A label map is resized as logits of 0 and 1, which
     is not what resizing the logits gives: at an edge the metric of an `--argmax` engine may differ a little.
-    Boxes are chosen by `detections.detect` with the config's `test_cfg`.
+    Boxes are chosen by `detections.detect` with the config's `test_cfg`, which must be that of an engine with
+    suppression inside.
 
     Args:
         cfg: of the model, in either form.
@@ -40,7 +41,8 @@ class EngineModel(BaseModel):
         model: the model of `cfg` where there is one already; its weights are not used.
 
     Raises:
-        UserError: the engine was exported for another task, number of classes or preprocessing than the config's.
+        UserError: the engine was exported for another task, number of classes or preprocessing than the config's, or
+            with suppression by other settings.
     """
 
     def __init__(self, cfg: Config, engine: Engine, model: nn.Module | None = None) -> None:
@@ -55,10 +57,10 @@ class EngineModel(BaseModel):
         self.inside = inside
         if is_segmentor(model):
             model.encode_decode = self.logits
+        elif engine.description.nms == 'inside':
+            _check_test_cfg(engine, model)
         else:
             check_settings(model.bbox_head.test_cfg)
-            model.extract_feat = self.run
-            model.bbox_head.predict = self.detections
 
     def test_step(self, data: dict) -> list[BaseDataElement]:
         """Images one by one, whatever the batch: engines take one, and images of a batch may differ in size."""
@@ -75,7 +77,11 @@ class EngineModel(BaseModel):
     ) -> list[BaseDataElement]:
         if mode != 'predict':
             raise UserError(f"An engine predicts, and mode='{mode}' was asked for. Use the checkpoint instead.")
-        return self.model.predict(inputs, data_samples)
+        if is_segmentor(self.model):
+            return self.model.predict(inputs, data_samples)
+
+        found = self.detections(self.run(inputs), data_samples)
+        return self.model.add_pred_to_datasample(data_samples, found)
 
     def run(self, inputs: Tensor) -> dict[str, np.ndarray]:                # N, 3, H, W
         """The engine's outputs; raises UserError if it does not take images of this size or type."""
@@ -107,20 +113,36 @@ class EngineModel(BaseModel):
         return F.one_hot(labels, classes).movedim(-1, 1).float()
 
     def detections(
-        self, outputs: dict[str, np.ndarray], samples: Sequence[BaseDataElement], rescale: bool = False
+        self, outputs: dict[str, np.ndarray], samples: Sequence[BaseDataElement]
     ) -> list[InstanceData]:
-        """In place of `predict` of mmdet's heads."""
-        head = self.model.bbox_head
+        """In place of `predict` of mmdet's heads, in pixels of the original image."""
         sample, = samples
-        self._check_classes(outputs['scores'].shape[2], head.num_classes)
+        description = self.engine.description
+        classes = num_classes_of(self.model)
+        if description.nms == 'inside':
+            largest = int(outputs['labels'].max(initial=-1))
+            self._check_classes(max(classes, largest + 1), classes)
+        else:
+            self._check_classes(outputs['scores'].shape[2], classes)
+            description = replace(description, test_cfg=self.model.bbox_head.test_cfg)
 
-        description = replace(self.engine.description, test_cfg=head.test_cfg)
         shape = sample.img_shape if self.inside else sample.batch_input_shape
-        scale = sample.scale_factor if rescale else (1, 1)
-        found, = detect(outputs, description, shape, sample.img_shape, scale)
+        found, = detect(outputs, description, shape, sample.img_shape, sample.scale_factor)
 
-        boxes, scores, labels = map(torch.from_numpy, found)
-        return [InstanceData(bboxes=boxes, scores=scores, labels=labels)]
+        boxes, scores, labels = map(torch.from_numpy, found[:3])
+        instances = InstanceData(bboxes=boxes, scores=scores, labels=labels)
+        if found.masks is not None:
+            instances.masks = self.pasted(found.masks, boxes, sample)
+        return [instances]
+
+    def pasted(self, masks: np.ndarray, boxes: Tensor, sample: BaseDataElement) -> Tensor:
+        """Masks (n, h, w) of boxes as booleans of the original image's pixels, by mmdet's own head."""
+        head = mask_head_of(self.model)
+        found = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(len(boxes), dtype=torch.long))
+        size = dict(ori_shape=sample.ori_shape, scale_factor=(1., 1.))
+        found, = head.predict_by_feat(
+            [masks[:, None]], [found], [size], self.model.roi_head.test_cfg, rescale=True, activate_map=True)
+        return found.masks
 
     def _check_classes(self, found: int, wanted: int) -> None:
         if found != wanted:
@@ -135,17 +157,20 @@ def _check_fit(cfg: Config, engine: Engine, model: nn.Module) -> None:
     description = engine.description
     if is_segmentor(model):
         task = 'segmentation'
-    elif hasattr(model, 'bbox_head'):
+    elif is_detector(model):
         task = 'detection'
     else:
         task = type(model).__name__
     if description.task != task:
         raise _misfit(engine, description.task, task)
 
-    head = decode_head_of(model) if is_segmentor(model) else model.bbox_head
+    classes = num_classes_of(model)
     names = description.classes
-    if names and len(names) != head.num_classes:
-        raise _misfit(engine, f'{len(names)} classes ({", ".join(names[:8])})', f'{head.num_classes}')
+    if names and len(names) != classes:
+        raise _misfit(engine, f'{len(names)} classes ({", ".join(names[:8])})', f'{classes}')
+
+    if mask_head_of(model) is not None and 'masks' not in description.outputs:
+        raise _misfit(engine, 'no masks', 'a mask head')
 
     for name, wanted in asdict(Preprocessing.of_config(cfg)).items():
         made_with = getattr(description.preprocessing, name)
@@ -153,6 +178,22 @@ def _check_fit(cfg: Config, engine: Engine, model: nn.Module) -> None:
             wanted = list(wanted)
         if made_with != wanted:
             raise _misfit(engine, f'preprocessing with {name}={made_with}', f'{wanted}')
+
+
+def _check_test_cfg(engine: Engine, model: nn.Module) -> None:
+    """Raise UserError if the detections of an engine are chosen by other settings than the config's."""
+    wanted = settings_of(model)
+    made_with = engine.description.test_cfg
+    if made_with == wanted:
+        return
+
+    changed = []
+    for name in {**made_with, **wanted}:
+        if made_with.get(name) != wanted.get(name):
+            changed.append(name)
+    found = ', '.join(f'{name}={made_with.get(name)}' for name in changed)
+    expected = ', '.join(f'{name}={wanted.get(name)}' for name in changed)
+    raise _misfit(engine, f'suppression inside with test_cfg.{found}', expected)
 
 
 def _stacking(cfg: Config) -> nn.Module:

@@ -22,6 +22,7 @@ from ..openmmlab.model import decode_head_of
 
 TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
 TORCH = os.path.dirname(torch.__file__)  # where an error is raised says less than which part of a model called it
+DECIDED_BY_ROUNDING = 1 / 20  # of detections, where two scores, or an overlap and its threshold, are equal but for it
 OF_OTHER_DATA = (AttributeError, TypeError, KeyError, NotImplementedError)  # raised by a model that wants more
 
 
@@ -64,14 +65,16 @@ def compare_engine(engine: Engine, reference: nn.Module, inputs: Tensor) -> dict
     """Worst relative error of each output of `engine` on `inputs`, against the network `reference` in PyTorch.
 
     Of a label map it is the most that a chosen class's logit lies below the largest, relative to the
-    largest logit of all: two classes that are equal in float32 may be chosen either way.
+    largest logit of all: two classes that are equal in float32 may be chosen either way. Of detections see
+    `compare_detections`.
 
     Raises:
         UserError: an output has another shape.
     """
     expected = run_network(reference, inputs)
     found = {name: torch.from_numpy(array) for name, array in engine(inputs.numpy()).items()}
-    if 'labels' in found:
+    detects = {'boxes', 'labels'} <= set(found)
+    if 'labels' in found and not detects:
         logits = expected[0]
         if logits.shape[1] == 1:
             logits = _two_classes(logits, decode_head_of(reference.model).threshold)
@@ -86,7 +89,36 @@ def compare_engine(engine: Engine, reference: nn.Module, inputs: Tensor) -> dict
             f'An engine gives what PyTorch gives, and for an input of {tuple(inputs.shape)} its outputs '
             f'have the shapes {found_shapes} instead of {expected_shapes}. Nothing was written: export without '
             '--dynamic.')
+    if detects:
+        return compare_detections(expected, list(found.values()))
     return {name: relative_error(tensor, found[name]) for name, tensor in zip(found, expected)}
+
+
+def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, float]:
+    """Worst errors of `boxes` and `scores`, relative to the largest coordinate and score, of detections with a partner.
+
+    The partner of a detection is the nearest of the same image and label on the other side. Rounding may turn which
+    of two boxes is suppressed, so the worst of each twenty detections of all is left out; without any partner an error
+    is infinite.
+
+    Args:
+        expected: boxes (N, K, 4), scores (N, K), labels (N, K), -1 where there is none.
+        found: the same of an engine.
+    """
+    largest = expected[0].abs().max().clamp(min=1)
+    best = expected[1].max().clamp(min=1e-30)
+    scale = torch.cat([largest.expand(4), best.expand(1)])
+
+    differences = []
+    for image in range(len(expected[0])):
+        one, other = (_detected(outputs, image) for outputs in (expected, found))
+        differences += [_to_partners(one, other, scale), _to_partners(other, one, scale)]
+    differences = torch.cat(differences)                                  # D, 2
+
+    kept = len(differences) - int(len(differences) * DECIDED_BY_ROUNDING)
+    order = differences.amax(1).argsort()[:kept]
+    boxes, scores = differences[order].max(0).values.tolist() if kept else (0., 0.)
+    return dict(boxes=boxes, scores=scores)
 
 
 def check_errors(compared: Sequence[Comparison], precision: str, tolerance: float) -> None:
@@ -152,6 +184,27 @@ def _explained_by_rounding(
     return Agreement(compared, tolerance, engine.computed_in, (
         f'This network amplifies the rounding of float32: PyTorch is {own:.1e} away from its own exact outputs, those '
         f'in float64. The engine is held against these, to {tolerance:.1e}.'))
+
+
+def _detected(outputs: Sequence[Tensor], image: int) -> tuple[Tensor, Tensor]:
+    """Boxes with their scores (D, 5), and labels (D,), of an image."""
+    boxes, scores, labels = (output[image] for output in outputs[:3])
+    rows = torch.cat([boxes, scores[:, None]], 1)
+    return rows[labels >= 0], labels[labels >= 0]
+
+
+def _to_partners(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], scale: Tensor) -> Tensor:
+    """Errors of box and score (D, 2) of each of `one` to the nearest of `other` with the same label."""
+    rows, labels = one
+    partners, partner_labels = other
+    absent = rows.new_full((len(rows), 1, 2), math.inf)
+
+    errors = (rows[:, None] - partners).abs() / scale                     # D, E, 5
+    errors = torch.stack([errors[..., :4].amax(2), errors[..., 4]], 2)    # D, E, 2
+    errors = torch.where((labels[:, None] == partner_labels)[..., None], errors, math.inf)
+    errors = torch.cat([errors, absent], 1).nan_to_num(math.inf)
+    nearest = errors.amax(2).argmin(1)
+    return errors[torch.arange(len(rows)), nearest]
 
 
 def _two_classes(logits: Tensor, threshold: float) -> Tensor:     # N, 1, H, W -> N, 2, H, W

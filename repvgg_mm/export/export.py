@@ -25,7 +25,7 @@ from ..files.atomic import atomic_folder, check_output_folder
 from ..openmmlab.data import check_dataset, validation_set
 from ..openmmlab.model import arch_of_config, build_model, is_segmentor, settings_of, shape_of_config
 from ..openmmlab.preprocessing import Preprocessing
-from ..precision.quantise import quantise_engine
+from ..precision.quantise import PACKAGES, quantise_engine
 from ..version import __version__
 from .agreement import check_agreement, run_network, size_text
 from .engine_files import write_engine
@@ -97,9 +97,8 @@ def export(
             description, compared=agreement.compared, tolerance=agreement.tolerance,
             computed_in=agreement.computed_in))
         if target.precision == 'int8':
-            content = prepared.graph.SerializeToString()
             description = quantise_engine(
-                cfg, path, content, description,
+                cfg, path, prepared.graph, description,
                 calib_images=target.calib_images, max_drop=target.max_drop, progress=progress)
         progress(f'Writing {out}')
 
@@ -115,7 +114,7 @@ def _check_export(cfg: Config, out: Path, target: Target, overwrite: bool) -> No
     for module in ('onnx', 'onnxscript', runtime):
         optional(module)
     if target.precision == 'int8':
-        optional('nncf')
+        optional(PACKAGES[target.engine])
         check_dataset(cfg, 'train')
         check_dataset(cfg, 'val')
 
@@ -152,8 +151,8 @@ def prepare(cfg: Config, checkpoint: Checkpoint, target: Target, *, progress: Pr
     names = network.outputs[:len(outputs)]
     described = describe(cfg, checkpoint, model, target, inputs[0], names)
     if described.task == 'detection':
-        described = replace(described, test_cfg=settings_of(model), nms='inside' if target.nms else 'outside')
-        if not target.nms:
+        described = replace(described, test_cfg=settings_of(model), nms=reference.nms)
+        if reference.nms == 'outside':
             described = _describe_levels(described, reference, inputs[0], outputs[0].shape[1])
 
     shown = 'any size' if target.dynamic else size_text(inputs[0].shape)

@@ -1,4 +1,4 @@
-"""What an engine computes: a model between images and logits, label maps, or decoded boxes, as one plain network."""
+"""What an engine computes, as one plain network: a segmentor between images and logits or label maps; which network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..openmmlab.model import decode_head_of, is_detector, is_segmentor
 from ..openmmlab.preprocessing import Preprocessing
+from .detectors import DetectorNetwork, DetectorWithNms
+from .two_stage import TwoStageNetwork
 
 MAX_UINT8_CLASSES = 256
-PREDICTION = ('predict_by_feat', '_predict_by_feat_single')  # what a head of mmdet's common rule inherits
 
 
 class Preprocess(nn.Module):
@@ -73,129 +74,33 @@ class SegmentorNetwork(nn.Module):
         return labels.to(torch.uint8 if classes <= MAX_UINT8_CLASSES else torch.int32)
 
 
-class DetectorNetwork(nn.Module):
-    """image -> dense `boxes` (N, P, 4), x1 y1 x2 y2 in pixels of the input, not clipped, and `scores` (N, P, classes).
-
-    ATSS, FCOS and their like also give `score_factors` (N, P), centerness, by which mmdet multiplies the
-    scores after it has chosen the best of each level. P counts the priors of all levels, one level after
-    the other, row by row. Non-maximum suppression is not in it: `detections.detect` does that.
+def network_of(
+    model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False, nms: bool = False
+) -> nn.Module:
+    """The network to export for a segmentor or a detector; one of two stages suppresses boxes inside in any case.
 
     Raises:
-        UserError: the detector is not of one stage, or its head predicts in a way of its own.
-    """
-
-    outputs = ('boxes', 'scores', 'score_factors')  # the last one of heads that have it
-
-    def __init__(self, model: nn.Module, preprocess: nn.Module | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.preprocess = preprocess
-        self.distribution = _check_head(model)
-
-        generator = model.bbox_head.prior_generator
-        self.levels = []
-        for (columns, rows), priors in zip(generator.strides, generator.num_base_priors):
-            self.levels.append([rows, columns, priors])
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        x = image if self.preprocess is None else self.preprocess(image)
-        head = self.model.bbox_head
-        features = self.model.extract_feat(x)
-        classes, regressions, *factors = head(features)  # of each level
-
-        sizes = [level.shape[-2:] for level in classes]
-        priors = head.prior_generator.grid_priors(sizes, dtype=x.dtype, device=x.device)
-        strides = head.prior_generator.strides
-
-        boxes = [self.decode(*level) for level in zip(regressions, priors, strides)]
-        scores = [self.scores(level) for level in classes]
-        outputs = [torch.cat(boxes, 1), torch.cat(scores, 1)]
-        for levels in factors:
-            rows = [_rows(level, 1)[..., 0].sigmoid() for level in levels]
-            outputs.append(torch.cat(rows, 1))
-        return tuple(outputs)
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """Of one level (N, P, classes)."""
-        head = self.model.bbox_head
-        rows = _rows(logits, head.cls_out_channels)
-        return rows.sigmoid() if head.use_sigmoid_cls else rows.softmax(-1)[..., :-1]
-
-    def decode(self, regression: Tensor, priors: Tensor, stride: tuple[int, int]) -> Tensor:
-        """Boxes (N, P, 4) of one level."""
-        head = self.model.bbox_head
-        if self.distribution:
-            rows = _rows(regression, 4 * (head.reg_max + 1))
-            distances = head.integral(rows.flatten(0, 1))
-            deltas = distances.unflatten(0, rows.shape[:2]) * stride[0]
-            priors = head.anchor_center(priors)
-        else:
-            deltas = _rows(regression, head.bbox_coder.encode_size)
-
-        priors = priors.expand(deltas.shape[0], -1, -1)
-        boxes = head.bbox_coder.decode(priors.flatten(0, 1), deltas.flatten(0, 1))
-        return boxes.unflatten(0, deltas.shape[:2])
-
-
-def network_of(model: nn.Module, preprocess: nn.Module | None = None, argmax: bool = False) -> nn.Module:
-    """The network to export for a segmentor or a one-stage detector.
-
-    Raises:
-        UserError: it is neither, or --argmax is asked of a detector.
+        UserError: it is neither, or --argmax is asked of a detector, --nms of a segmentor.
     """
     if is_segmentor(model):
+        if nms:
+            raise UserError(
+                f'--nms ends a detector at its detections, and {type(model).__name__} is a segmentor. '
+                'Export it without; --argmax ends it at its label map.')
         return SegmentorNetwork(model, preprocess, argmax).eval()
+
     if not is_detector(model):
         raise UserError(
-            f'Segmentors and one-stage detectors are exported, and this model is a {type(model).__name__}. '
+            f'Segmentors and detectors are exported, and this model is a {type(model).__name__}. '
             'Give the config of one of those.')
     if argmax:
         raise UserError(
             f'--argmax ends a segmentor at its label map, and {type(model).__name__} is a detector. '
             'Export it without.')
-    return DetectorNetwork(model, preprocess).eval()
-
-
-def _check_head(model: nn.Module) -> bool:
-    """Whether the head predicts a distribution of each edge, as GFL does; UserError if it is none we can decode."""
-    from mmdet.models.dense_heads import GFLHead
-    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
-    from mmdet.models.detectors import SingleStageDetector
-
-    head = getattr(model, 'bbox_head', None)
-    owner = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
-    if isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead):
-        inherited = [getattr(type(head), name) is getattr(owner, name) for name in PREDICTION]
-        custom = getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
-        if all(inherited) and not custom and _clips_at_the_border(head):
-            return owner is GFLHead
-
-    found = 'no bbox_head' if head is None else type(head).__name__
-    coder = getattr(head, 'bbox_coder', None)
-    if coder is not None:
-        found += f' and {type(coder).__name__}'
-    raise UserError(
-        f"Detectors are exported whose head predicts by mmdet's common rule, and {type(model).__name__} with "
-        f'{found} is none of them. Supported are one-stage '
-        'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead and heads that inherit their '
-        'prediction.')
-
-
-def _clips_at_the_border(head: nn.Module) -> bool:
-    """Whether its coder clips boxes to 0 and the image, as `detect` does; that of mmdet 1 clips a pixel before."""
-    generator = head.prior_generator
-    priors, *_ = generator.grid_priors([(2, 2)] * generator.num_levels, device='cpu')
-    if hasattr(head, 'anchor_center'):
-        priors = head.anchor_center(priors)
-    deltas = torch.linspace(-3, 3, 4 * len(priors)).reshape(-1, 4)
-    height, width = 9, 7
-    clipped, boxes = (head.bbox_coder.decode(priors, deltas, max_shape=shape) for shape in ((height, width), None))
-    expected = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height], dtype=boxes.dtype))
-    return torch.equal(clipped, expected)
-
-
-def _rows(level: Tensor, channels: int) -> Tensor:                       # N, A * channels, H, W
-    return level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, channels)
+    if hasattr(model, 'roi_head'):
+        return TwoStageNetwork(model, preprocess).eval()
+    network = DetectorWithNms if nms else DetectorNetwork
+    return network(model, preprocess).eval()
 
 
 def _by_channel(values: Sequence[float]) -> Tensor:

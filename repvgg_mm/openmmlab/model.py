@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config, ConfigDict
@@ -94,6 +95,31 @@ def decode_head_of(model: nn.Module) -> nn.Module:
     """The head whose logits a segmentor gives: of a cascade the last."""
     head = model.decode_head
     return head[-1] if isinstance(head, nn.ModuleList) else head
+
+
+def num_classes_of(model: nn.Module) -> int:
+    """Of a segmentor, or of a detector of one stage or two."""
+    if is_segmentor(model):
+        return decode_head_of(model).num_classes
+    return box_head_of(model).num_classes
+
+
+def box_head_of(model: nn.Module) -> nn.Module:
+    """The head whose boxes a detector gives: of a cascade the last."""
+    head = model.roi_head.bbox_head if hasattr(model, 'roi_head') else model.bbox_head
+    return head[-1] if isinstance(head, nn.ModuleList) else head
+
+
+def mask_head_of(model: nn.Module) -> nn.Module | None:
+    """The head whose masks a detector of two stages gives, of a cascade the last; None if there is none."""
+    head = getattr(getattr(model, 'roi_head', None), 'mask_head', None)
+    return head[-1] if isinstance(head, nn.ModuleList) else head
+
+
+def settings_of(model: nn.Module) -> dict:
+    """`test_cfg` of a detector as JSON has it: of its head, or of both stages."""
+    settings = model.test_cfg if hasattr(model, 'roi_head') else model.bbox_head.test_cfg
+    return json.loads(json.dumps(settings))
 
 
 def repvgg_parts(cfg: Config) -> Iterator[ConfigDict]:

@@ -73,7 +73,7 @@ def test_class_agnostic_and_nothing_found():
     found, = detect(dict(boxes=boxes, scores=scores), engine, (8, 8), image_shape=(40, 40))
     assert found.scores.tolist() == np.float32([.9, .2]).tolist()
     found, = detect(dict(boxes=boxes, scores=scores * 0), engine, (8, 8))
-    assert [part.shape for part in found] == [(0, 4), (0,), (0,)]
+    assert [part.shape for part in found[:3]] == [(0, 4), (0,), (0,)]
 
 
 @pytest.mark.parametrize('settings', [dict(type='soft_nms', iou_threshold=0.5), dict(type='nms', max_num=9), None])

@@ -97,20 +97,6 @@ def test_models_that_no_engine_is_made_of(make, argmax, message):
         network_of(make(), argmax=argmax)
 
 
-def test_boxes_that_are_clipped_in_another_way():
-    """mmdet 1's coder keeps them within width - 1; the coders of today within the width."""
-    cfg = Config(dict(model=retinanet_config(), default_scope='mmdet'))
-    coder = cfg.model.bbox_head.get('bbox_coder', dict(target_means=[0.] * 4, target_stds=[1.] * 4))
-    for name in ('DeltaXYWHBBoxCoder', 'LegacyDeltaXYWHBBoxCoder'):
-        cfg.model.bbox_head.bbox_coder = dict(coder, type=name)
-        model = build_model(cfg)
-        if name.startswith('Delta'):
-            assert network_of(model).levels
-            continue
-        with pytest.raises(UserError, match='RetinaNet with RetinaHead and LegacyDeltaXYWHBBoxCoder is none of them'):
-            network_of(model)
-
-
 def yolox() -> Config:
     """A one-stage detector whose head predicts in its own way."""
     model = dict(retinanet_config(), type='YOLOX', train_cfg=None, bbox_head=dict(
