@@ -18,7 +18,7 @@ from ..engine.engine import optional
 from ..errors import UserError, reason
 from ..pretrained import listed
 from ..stages import Stages
-from .suppression import translations
+from . import roi_align, suppression
 
 NO_DATA = 'data is not allocated yet'  # in torch's message where an operation reads values while it is traced
 SCOPES = 'pkg.torch.onnx.name_scopes'  # where torch's exporter notes the modules that a node comes from
@@ -46,7 +46,7 @@ def to_onnx(network: nn.Module, inputs: Tensor, outputs: Sequence[str], dynamic:
             program = torch.export.export(network.eval(), (inputs,), dynamic_shapes=sizes)
             exported = torch.onnx.export(
                 program, dynamo=True, verbose=False, input_names=['image'], output_names=list(outputs),
-                custom_translation_table=translations())
+                custom_translation_table=suppression.translations() | roi_align.translations())
             return exported.model_proto
         except Exception as error:  # of torch's exporter, and whatever a model raises
             cause = _cause(error, network)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectors import assert_same_detections, detector, detector_config, predict
 from engines import RESIZED, Trained, quiet, trained_segmentor
-from helpers import TINY, pspnet_config, randomise_norms, retinanet_config, segment
+from helpers import TINY, pspnet_config, randomise_norms, segment, two_stage_config
 from mmengine.config import Config
 from tool_runs import ROOT, assert_refused, iterations, run_tool, small_data, syncbn_config
 
@@ -278,24 +278,11 @@ def test_the_tool_reads_hashes_and_proves_a_checkpoint_once(segmentor_file, tmp_
     assert meta['source_sha256'] in (tmp_path / 'report.html').read_text()
 
 
-def two_stage_config() -> Config:
-    anchors = dict(type='AnchorGenerator', scales=[8], ratios=[1.0], strides=[8, 16, 32, 64, 128])
-    coder = dict(type='DeltaXYWHBBoxCoder')
-    roi_head = dict(
-        type='StandardRoIHead',
-        bbox_roi_extractor=dict(type='SingleRoIExtractor', roi_layer=dict(type='RoIAlign', output_size=7),
-                                out_channels=16, featmap_strides=[8, 16]),
-        bbox_head=dict(type='Shared2FCBBoxHead', in_channels=16, fc_out_channels=8, num_classes=3, bbox_coder=coder))
-    model = dict(retinanet_config(), type='FasterRCNN', roi_head=roi_head, train_cfg=None,
-                 rpn_head=dict(type='RPNHead', in_channels=16, anchor_generator=anchors, bbox_coder=coder),
-                 test_cfg=dict(rpn={}, rcnn={}))
-    del model['bbox_head']
-    return Config(dict(model=model, default_scope='mmdet'))
-
-
-def test_two_stage_detectors_are_refused(segmentor_checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r'FasterRCNN with no bbox_head is none of them\. Supported are one-stage'):
-        export(two_stage_config(), segmentor_checkpoint, tmp_path / 'out', progress=quiet)
+def test_a_test_cfg_that_no_graph_has_is_refused(segmentor_checkpoint, tmp_path):
+    cfg = Config(dict(model=two_stage_config('fasterrcnn'), default_scope='mmdet'))
+    cfg.model.test_cfg.rpn.max_per_img = -1
+    with pytest.raises(UserError, match=r'this test_cfg has rpn\.max_per_img=-1\. Set model\.test_cfg\.rpn'):
+        export(cfg, segmentor_checkpoint, tmp_path / 'out', progress=quiet)
     assert list(tmp_path.iterdir()) == []
 
 
