@@ -26,6 +26,7 @@ TARGETS = dict(
     onnx=Target('onnx', shape=(96, 96)),
     openvino=Target('openvino', shape=(96, 96)),
     uint8=Target('openvino', shape=(80, 80), preprocess=True),
+    nms=Target('onnx', shape=(80, 80), preprocess=True, nms=True),
     labels=Target('onnx', shape=(80, 80), dynamic=True, preprocess=True, argmax=True))
 
 

@@ -27,7 +27,8 @@ def described(levels: Sequence | None, test_cfg: Mapping | None, inside: bool = 
 
 
 def description_of(network: DetectorNetwork, inside: bool = True) -> Description:
-    return described(network.levels, dict(network.model.bbox_head.test_cfg), inside)
+    common = described(network.levels, dict(network.model.bbox_head.test_cfg), inside)
+    return common if network.clips else replace(common, clipped=False)
 
 
 @pytest.mark.parametrize('settings', [{}, dict(nms_pre=20, max_per_img=30), dict(score_thr=0.5, min_bbox_size=12)])
@@ -40,6 +41,19 @@ def test_equals_mmdets_own_predictions(name, settings):
     with torch.no_grad():
         outputs = [output.numpy() for output in network(image.permute(1, 2, 0)[None])]
     found, = detect(dict(zip(network.outputs, outputs)), description_of(network), (135, 203), scale_factor=(0.5, 0.25))
+    assert_same_detections(found, predict(model, image, scale_factor=(0.5, 0.25)))
+
+
+def test_yolox_chooses_one_class_of_a_prior_and_has_no_limit():
+    model, cfg = detector('YOLOX')
+    network = DetectorNetwork(model, Preprocess(Preprocessing.of_config(cfg))).eval()
+    image = torch.randint(256, (3, 135, 203), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    with torch.no_grad():
+        boxes, scores = network(image.permute(1, 2, 0)[None])
+    assert ((scores > 0).sum(2) == 1).all()
+    outputs = dict(boxes=boxes.numpy(), scores=scores.numpy())
+    found, = detect(outputs, description_of(network), (135, 203), scale_factor=(0.5, 0.25))
+    assert (found.boxes < 0).any()  # beyond the image, as mmdet leaves them
     assert_same_detections(found, predict(model, image, scale_factor=(0.5, 0.25)))
 
 
@@ -74,6 +88,18 @@ def test_class_agnostic_and_nothing_found():
     assert found.scores.tolist() == np.float32([.9, .2]).tolist()
     found, = detect(dict(boxes=boxes, scores=scores * 0), engine, (8, 8))
     assert [part.shape for part in found[:3]] == [(0, 4), (0,), (0,)]
+
+
+@pytest.mark.parametrize(('least', 'kept'), [(0, [0, 2]), (-1, [0, 1, 2])])
+def test_detections_of_an_engine_with_suppression_inside(least, kept):
+    """Of an image of 20x30 in an input of 32x40, half as large as the original: one box lies in the padding."""
+    boxes = np.float32([[[1, 2, 38, 20], [32, 4, 38, 8], [0, 0, 4, 2], [0, 0, 0, 0]]])
+    outputs = dict(boxes=boxes, scores=np.float32([[.9, .8, .7, 0]]), labels=np.array([[2, 0, 1, -1]]))
+    engine = description(task='detection', nms='inside', test_cfg=dict(min_bbox_size=least))
+    found, = detect(outputs, engine, (32, 40), image_shape=(20, 30), scale_factor=(0.5, 0.5))
+    assert found.scores.tolist() == outputs['scores'][0, kept].tolist()
+    assert found.labels.tolist() == outputs['labels'][0, kept].tolist()
+    assert found.boxes.tolist() == np.float32([[2, 4, 60, 40], [60, 8, 60, 16], [0, 0, 8, 4]])[kept].tolist()
 
 
 @pytest.mark.parametrize('settings', [dict(type='soft_nms', iou_threshold=0.5), dict(type='nms', max_num=9), None])

@@ -36,7 +36,7 @@ def test_mean_iou_of_each_engine(segmentor):
 def test_average_precision_of_each_engine(retinanet):
     expected = evaluate(retinanet.cfg, retinanet.checkpoint)
     assert 0.05 < expected['coco/bbox_mAP'] < 0.95
-    for name in ('onnx', 'openvino', 'uint8'):
+    for name in ('onnx', 'openvino', 'uint8', 'nms'):
         assert evaluate(retinanet.cfg, retinanet.engine(name)) == pytest.approx(expected, abs=1e-3), name
 
 

@@ -24,7 +24,7 @@ def without_names(trained: Trained, name: str) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize('name', ['onnx', 'uint8'])
+@pytest.mark.parametrize('name', ['onnx', 'uint8', 'nms'])
 def test_boxes_of_a_batch_are_those_of_mmdet(name, retinanet):
     from mmdet.structures import DetDataSample
     images = torch.randint(256, (2, 3, 80, 80), generator=torch.Generator().manual_seed(4), dtype=torch.uint8)
@@ -40,6 +40,15 @@ def test_boxes_of_a_batch_are_those_of_mmdet(name, retinanet):
         torch.testing.assert_close(found.bboxes, wanted.bboxes, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(found.scores, wanted.scores, rtol=1e-4, atol=1e-5)
         assert torch.equal(found.labels, wanted.labels)
+
+
+def test_suppression_inside_by_other_settings(retinanet):
+    cfg = retinanet.cfg
+    cfg.model.test_cfg.update(score_thr=0.3, max_per_img=7)
+    with pytest.raises(UserError, match=(
+            r'has suppression inside with test_cfg\.score_thr=0\.05, max_per_img=100, the config score_thr=0\.3, '
+            r'max_per_img=7\. Give that config')):
+        EngineModel(cfg, retinanet.engine('nms'))
 
 
 def test_slide_inference_calls_the_engine_for_each_window(segmentor):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from repvgg_mm import UserError
 from repvgg_mm.engine.description import Comparison
 from repvgg_mm.engine.engine import Engine
-from repvgg_mm.export.agreement import check_agreement, check_errors, compare_engine, run_network
+from repvgg_mm.export.agreement import check_agreement, check_errors, compare_detections, compare_engine, run_network
 from repvgg_mm.export.export import export, prepare
 from repvgg_mm.export.target import Target
 
@@ -93,6 +93,60 @@ def test_random_numbers_explain_nothing():
 
     with pytest.raises(UserError, match='this model draws random numbers: two calls with the same input'):
         check_agreement(engine_of(Random()), Random(), [INPUTS], 'fp32')
+
+
+def detections(count: int = 40) -> list[Tensor]:
+    """Of two images, the second one with one row that is empty."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 150 * torch.rand(2, count, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 50], 2)
+    scores = torch.rand(2, count, generator=generator).sort(1, descending=True).values
+    labels = torch.randint(3, (2, count), generator=generator)
+    boxes[1, -1], scores[1, -1], labels[1, -1] = 0, 0, -1
+    return [boxes, scores, labels]
+
+
+def test_detections_are_compared_with_their_partners():
+    expected = detections()
+    found = [output.flip(1) for output in expected]  # in another order
+    assert compare_detections(expected, found) == dict(boxes=0, scores=0)
+
+    found[0] = found[0] + 0.01
+    found[1] = found[1] * 1.001
+    errors = compare_detections(expected, found)
+    assert errors['boxes'] == pytest.approx(0.01 / expected[0].max(), rel=0.01)
+    assert errors['scores'] == pytest.approx(0.001, rel=0.1)
+
+
+def test_one_of_twenty_detections_may_be_another():
+    expected = detections()
+    for changed in (3, 4):  # of 79 on each side, of which 7 in all may differ
+        found = [output.clone() for output in expected]
+        found[2][0, :changed] = 9
+        assert (compare_detections(expected, found)['boxes'] < 1e-6) == (changed == 3)
+
+
+@pytest.mark.parametrize('change', ['boxes', 'scores', 'labels', 'nothing found', 'too much found', 'nan'])
+def test_wrong_detections_are_seen(change):
+    expected, found = detections(), detections()
+    if change == 'boxes':
+        found[0] = found[0][..., [1, 0, 3, 2]]
+    elif change == 'scores':
+        found[1] = found[1] / 2
+    elif change == 'labels':
+        found[2] = found[2] + (found[2] >= 0).long()
+    elif change == 'nothing found':
+        found[2] = torch.full_like(found[2], -1)
+    elif change == 'too much found':
+        expected[2] = torch.full_like(found[2], -1)
+    else:
+        found[1] = found[1] * float('nan')
+    assert max(compare_detections(expected, found).values()) > 0.01
+
+
+def test_no_detections_agree():
+    nothing = [torch.zeros(1, 5, 4), torch.zeros(1, 5), torch.full((1, 5), -1)]
+    assert compare_detections(nothing, nothing) == dict(boxes=0, scores=0)
 
 
 def test_wrong_labels_are_seen(segmentor_cfg, segmentor_checkpoint, tmp_path):
