@@ -20,13 +20,18 @@ HEADS = dict(
     GFL=dict(type='GFLHead', anchor_generator=ANCHOR, norm_cfg=dict(type='BN'), loss_cls=SCORES, reg_max=7),
     RTMDet=dict(type='RTMDetHead', anchor_generator=dict(type='MlvlPointGenerator', offset=0,
                                                          strides=[8, 16, 32, 64, 128]), loss_cls=SCORES,
-                bbox_coder=dict(type='DistancePointBBoxCoder'), with_objectness=False, norm_cfg=dict(type='BN')))
+                bbox_coder=dict(type='DistancePointBBoxCoder'), with_objectness=False, norm_cfg=dict(type='BN')),
+    TOOD=dict(type='TOODHead', anchor_generator=ANCHOR, norm_cfg=dict(type='BN'), stacked_convs=2))
+YOLOX = dict(type='YOLOXHead', strides=(8, 16, 32, 64, 128))  # predicts by fewer settings than the others
 
 
 def detector_config(name: str) -> Config:
     model = retinanet_config()
-    if HEADS[name]:
-        model = dict(model, type=name, bbox_head=dict(COMMON, **HEADS[name]), train_cfg=None)
+    head = YOLOX if name == 'YOLOX' else HEADS[name]
+    if head:
+        model = dict(model, type=name, bbox_head=dict(COMMON, **head), train_cfg=None)
+    if name == 'YOLOX':
+        model['test_cfg'] = dict(score_thr=0.3, nms=dict(type='nms', iou_threshold=0.5))
     return Config(dict(model=model, default_scope='mmdet'))
 
 
@@ -40,6 +45,15 @@ def detector(name: str) -> tuple[torch.nn.Module, Config]:
     with torch.no_grad():
         if name == 'RetinaNet':  # boxes of its anchors' size rather than of the image's
             model.bbox_head.retina_reg.weight.mul_(0.1)
+        if name == 'TOOD':  # whose scores are geometric means of two
+            model.bbox_head.cls_prob_module[-1].bias.fill_(1)
+            model.bbox_head.reg_offset_module[-1].weight.normal_(std=0.03)  # pixels
+            model.bbox_head.tood_reg.weight.mul_(0.1)
+            layers[0].weight.normal_(std=0.1)
+            return model, cfg
+        if name == 'YOLOX':
+            for layer in model.bbox_head.multi_level_conv_reg:
+                layer.weight.mul_(0.1)
         for layer in layers:
             layer.weight.normal_()
         for logits, layer in zip(model(torch.randn(1, 3, 256, 256))[0], layers * 5):

@@ -22,7 +22,7 @@ PROPERTIES = {'INFERENCE_PRECISION_HINT': ('f32', 'bf16')}  # of OpenVINO, with 
 DTYPES = ('float32', 'uint8')
 LAYOUTS = ('NCHW', 'NHWC')
 LARGEST = 1 << 16  # side of an image, in pixels
-NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation')
+NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation', 'clipped')
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class Description:
     test_cfg: dict | None = None         # of a detector: settings of its post-processing
     nms: str | None = None               # of a detector: where suppression happens
     quantisation: Quantisation | None = None
+    clipped: bool | None = None          # of a detector: False where its head's boxes may reach beyond the image
     format: int = FORMAT
 
 

@@ -54,8 +54,9 @@ def detect(
     Raises:
         UserError: the settings ask for something other than plain NMS, or the outputs are of another input.
     """
+    borders = None if description.clipped is False else image_shape or input_shape
     if description.nms == 'inside':
-        return _detected_inside(outputs, description, image_shape or input_shape, scale_factor)
+        return _detected_inside(outputs, description, borders, scale_factor)
 
     settings = description.test_cfg
     if settings is None or description.levels is None:
@@ -80,12 +81,12 @@ def detect(
         if factors is not None:
             confidence = confidence * factors[i, priors]
 
-        candidates = _rescale(boxes[priors], image_shape or input_shape, scale_factor)
+        candidates = _rescale(boxes[priors], borders, scale_factor)
         large = _large_enough(candidates, settings.get('min_bbox_size', -1))
         candidates, confidence, labels = candidates[large], confidence[large], labels[large]
 
         chosen = _suppress(candidates, confidence, labels, settings['nms'])
-        chosen = chosen[:settings['max_per_img']]
+        chosen = chosen[:settings.get('max_per_img')]
         found.append(Detections(candidates[chosen], confidence[chosen], labels[chosen]))
     return found
 
@@ -136,13 +137,13 @@ def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
 def _detected_inside(
     outputs: Mapping[str, np.ndarray],
     description: Description,
-    image_shape: Sequence[int],
+    borders: Sequence[int] | None,
     scale_factor: Sequence[float],
 ) -> list[Detections]:
     least = (description.test_cfg or {}).get('min_bbox_size', -1)
     detections = []
     for i, labels in enumerate(outputs['labels']):
-        boxes = _rescale(outputs['boxes'][i], image_shape, scale_factor)
+        boxes = _rescale(outputs['boxes'][i], borders, scale_factor)
         found = (labels >= 0) & _large_enough(boxes, least)  # a box may lie in what was padded outside the engine
         masks = outputs['masks'][i][found] if 'masks' in outputs else None
         detections.append(Detections(boxes[found], outputs['scores'][i][found], labels[found], masks))
@@ -169,11 +170,12 @@ def _best(scores: np.ndarray, starts: np.ndarray, threshold: float, limit: int) 
     return np.concatenate(priors), np.concatenate(labels)
 
 
-def _rescale(boxes: np.ndarray, image_shape: Sequence[int], scale_factor: Sequence[float]) -> np.ndarray:
-    """Boxes clipped to an image of (height, width), in pixels of the original image."""
-    height, width = image_shape
-    clipped = np.clip(boxes, 0, np.float32([width, height, width, height]))
-    return clipped * (1 / np.float32([*scale_factor, *scale_factor]))
+def _rescale(boxes: np.ndarray, borders: Sequence[int] | None, scale_factor: Sequence[float]) -> np.ndarray:
+    """Boxes clipped to an image of (height, width), if there are `borders`, in pixels of the original image."""
+    if borders is not None:
+        height, width = borders
+        boxes = np.clip(boxes, 0, np.float32([width, height, width, height]))
+    return boxes * (1 / np.float32([*scale_factor, *scale_factor]))
 
 
 def _large_enough(boxes: np.ndarray, least: float) -> np.ndarray:

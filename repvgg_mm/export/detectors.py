@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..engine.detections import check_settings
 from ..errors import UserError
 from .suppression import keep_best, rows_at, suppress_by_class
 
-PREDICTION = ('predict_by_feat', '_predict_by_feat_single')  # what a head of mmdet's common rule inherits
+PREDICTION = ('predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')  # what a head inherits
+UNCLIPPED = ('tood', 'yolox')  # rules by which boxes may reach beyond the image
 
 
 class DetectorNetwork(nn.Module):
@@ -19,7 +21,8 @@ class DetectorNetwork(nn.Module):
 
     ATSS, FCOS and their like also give `score_factors` (N, P), centerness, by which mmdet multiplies the
     scores after it has chosen the best of each level. P counts the priors of all levels, one level after
-    the other, row by row. Non-maximum suppression is not in it: `detections.detect` does that.
+    the other, row by row. Non-maximum suppression is not in it: `detections.detect` does that. YOLOX's scores are those
+    of the best class of a prior times its objectness, and 0 of the others.
 
     Raises:
         UserError: the detector is not of one stage, or its head predicts in a way of its own.
@@ -32,7 +35,8 @@ class DetectorNetwork(nn.Module):
         super().__init__()
         self.model = model
         self.preprocess = preprocess
-        self.distribution = _check_head(model)
+        self.rule = _rule_of(model)
+        self.clips = self.rule not in UNCLIPPED
 
         generator = model.bbox_head.prior_generator
         self.levels = []
@@ -58,18 +62,27 @@ class DetectorNetwork(nn.Module):
         outputs = [boxes, scores]
         for levels in factors:
             outputs.append([_rows(level, 1)[..., 0].sigmoid() for level in levels])
+        if self.rule == 'yolox':
+            boxes, scores, objectness = outputs
+            outputs = [boxes, [*map(_of_best_class, scores, objectness)]]
         return list(zip(*outputs))
 
     def scores(self, logits: Tensor) -> Tensor:
         """Of one level (N, P, classes)."""
         head = self.model.bbox_head
         rows = _rows(logits, head.cls_out_channels)
+        if self.rule == 'tood':
+            return rows
         return rows.sigmoid() if head.use_sigmoid_cls else rows.softmax(-1)[..., :-1]
 
     def decode(self, regression: Tensor, priors: Tensor, stride: tuple[int, int]) -> Tensor:
         """Boxes (N, P, 4) of one level."""
         head = self.model.bbox_head
-        if self.distribution:
+        if self.rule == 'tood':
+            return _rows(regression, 4) * stride[0]
+        if self.rule == 'yolox':
+            return _around(priors, _rows(regression, 4), stride)
+        if self.rule == 'gfl':
             rows = _rows(regression, 4 * (head.reg_max + 1))
             distances = head.integral(rows.flatten(0, 1))
             deltas = distances.unflatten(0, rows.shape[:2]) * stride[0]
@@ -100,9 +113,9 @@ class DetectorWithNms(DetectorNetwork):
     def __init__(self, model: nn.Module, preprocess: nn.Module | None = None) -> None:
         super().__init__(model, preprocess)
         settings = model.bbox_head.test_cfg
-        _check_limits(settings)
+        _check_limits(settings, ('max_per_img',) if self.rule == 'yolox' else ('nms_pre', 'max_per_img'))
         self.score_thr = settings.get('score_thr', 0)
-        self.nms_pre = settings['nms_pre']
+        self.nms_pre = settings.get('nms_pre')
         self.max_per_img = settings['max_per_img']
         self.filters_empty = settings.get('min_bbox_size', -1) == 0
         self.iou_threshold = settings['nms']['iou_threshold']
@@ -114,7 +127,8 @@ class DetectorWithNms(DetectorNetwork):
         candidates = [self.best(*level) for level in self.predict_levels(x)]
         boxes, scores, labels = _joined(candidates)
 
-        boxes = clip(boxes, height, width)
+        if self.clips:
+            boxes = clip(boxes, height, width)
         if self.filters_empty:
             sides = boxes[..., 2:] - boxes[..., :2]
             scores = scores * (sides > 0).all(-1)
@@ -130,6 +144,10 @@ class DetectorWithNms(DetectorNetwork):
 
         The scores of pairs that are not above the threshold are 0. `factors` are multiplied after choosing.
         """
+        if self.rule == 'yolox':  # all priors
+            values, labels = scores.max(2)
+            return boxes, values * (values > self.score_thr), labels
+
         classes = scores.shape[2]
         pairs = scores.flatten(1)
         values, chosen = pairs.topk(torch.sym_min(self.nms_pre, pairs.shape[1]))
@@ -149,19 +167,62 @@ def clip(boxes: Tensor, height: int, width: int) -> Tensor:
     return torch.stack([x, y], -1).flatten(2)
 
 
-def _check_head(model: nn.Module) -> bool:
-    """Whether the head predicts a distribution of each edge, as GFL does; UserError if it is none we can decode."""
-    from mmdet.models.dense_heads import GFLHead
+def replace_deformable_sampling(model: nn.Module) -> nn.Module:
+    """Let a TOODHead sample by torch's own `grid_sample`, which exporters know; returns `model`, changed."""
+    from mmdet.models.dense_heads import TOODHead
+    head = getattr(model, 'bbox_head', None)
+    if isinstance(head, TOODHead):
+        head.deform_sampling = sample_at
+    return model
+
+
+def sample_at(features: Tensor, offsets: Tensor) -> Tensor:
+    """Values (N, C, H, W) of each channel at its own offsets (N, 2C, H, W), y and x in pixels; bilinear, 0 outside.
+
+    Equals mmcv's `deform_conv2d` by a kernel of one 1 for each channel, as mmdet's TOODHead calls it.
+    """
+    images, channels, height, width = features.shape
+    rows = torch.arange(height, dtype=features.dtype, device=features.device)[:, None]
+    columns = torch.arange(width, dtype=features.dtype, device=features.device)
+    offsets = offsets.reshape(images * channels, 2, height, width)
+    y = (2 * (offsets[:, 0] + rows) + 1) / height - 1
+    x = (2 * (offsets[:, 1] + columns) + 1) / width - 1
+
+    maps = features.reshape(images * channels, 1, height, width)
+    sampled = F.grid_sample(maps, torch.stack([x, y], -1), align_corners=False)
+    return sampled.reshape(features.shape)
+
+
+def _of_best_class(scores: Tensor, objectness: Tensor) -> Tensor:        # N, P, classes and N, P
+    best, label = scores.max(2, keepdim=True)
+    classes = torch.arange(scores.shape[2], device=scores.device)
+    return torch.where(classes == label, best * objectness[..., None], 0.)
+
+
+def _around(points: Tensor, rows: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Boxes (N, P, 4) of YOLOX: centres from points (P, 2) and logarithms of sides, in strides."""
+    strides = rows.new_tensor(stride)
+    centres = rows[..., :2] * strides + points
+    sides = rows[..., 2:].exp() * strides
+    return torch.cat([centres - sides / 2, centres + sides / 2], -1)
+
+
+def _rule_of(model: nn.Module) -> str:
+    """By which a head's outputs become boxes: 'coder', 'gfl', 'tood' or 'yolox'; UserError if by none of them."""
+    from mmdet.models.dense_heads import GFLHead, TOODHead, YOLOXHead
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
     from mmdet.models.detectors import SingleStageDetector
 
     head = getattr(model, 'bbox_head', None)
-    owner = GFLHead if isinstance(head, GFLHead) else BaseDenseHead
+    rule, owner = 'coder', BaseDenseHead
+    for name, cls in dict(gfl=GFLHead, tood=TOODHead, yolox=YOLOXHead).items():
+        if isinstance(head, cls):
+            rule, owner = name, cls
     if isinstance(model, SingleStageDetector) and isinstance(head, BaseDenseHead):
         inherited = [getattr(type(head), name) is getattr(owner, name) for name in PREDICTION]
         custom = getattr(getattr(head, 'loss_cls', None), 'custom_cls_channels', False)
-        if all(inherited) and not custom and _clips_at_the_border(head):
-            return owner is GFLHead
+        if all(inherited) and not custom and (rule in UNCLIPPED or _clips_at_the_border(head)):
+            return rule
 
     found = 'no bbox_head' if head is None else type(head).__name__
     coder = getattr(head, 'bbox_coder', None)
@@ -170,8 +231,8 @@ def _check_head(model: nn.Module) -> bool:
     raise UserError(
         f"Detectors are exported whose head predicts by mmdet's common rule, and {type(model).__name__} with "
         f'{found} is none of them. Supported are one-stage '
-        'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead and heads that inherit their '
-        'prediction.')
+        'detectors with RetinaHead, ATSSHead, FCOSHead, GFLHead, RTMDetHead, TOODHead, YOLOXHead and heads that '
+        'inherit their prediction.')
 
 
 def _clips_at_the_border(head: nn.Module) -> bool:
@@ -187,10 +248,10 @@ def _clips_at_the_border(head: nn.Module) -> bool:
     return torch.equal(clipped, expected)
 
 
-def _check_limits(settings: Mapping) -> None:
+def _check_limits(settings: Mapping, keys: Sequence[str]) -> None:
     """UserError if a graph of fixed sizes cannot choose boxes by this `test_cfg`."""
     check_settings(settings)
-    for key in ('nms_pre', 'max_per_img'):
+    for key in keys:
         value = settings.get(key, -1)
         if not isinstance(value, int) or value < 1:
             raise UserError(

@@ -28,6 +28,7 @@ from ..openmmlab.preprocessing import Preprocessing
 from ..precision.quantise import PACKAGES, quantise_engine
 from ..version import __version__
 from .agreement import check_agreement, run_network, size_text
+from .detectors import replace_deformable_sampling
 from .engine_files import write_engine
 from .networks import Preprocess, network_of
 from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
@@ -144,7 +145,8 @@ def prepare(cfg: Config, checkpoint: Checkpoint, target: Target, *, progress: Pr
 
     inside = Preprocess(preprocessing) if target.preprocess else None
     reference = network_of(model, inside, nms=target.nms)
-    rewritten = replace_adaptive_pooling(copy.deepcopy(model))  # norms are folded in the graph, where it can be seen
+    rewritten = replace_deformable_sampling(copy.deepcopy(model))
+    rewritten = replace_adaptive_pooling(rewritten)  # norms are folded in the graph, where it can be seen
     network = network_of(rewritten, inside, target.argmax, target.nms)
 
     outputs = run_network(reference, inputs[0])
@@ -152,6 +154,8 @@ def prepare(cfg: Config, checkpoint: Checkpoint, target: Target, *, progress: Pr
     described = describe(cfg, checkpoint, model, target, inputs[0], names)
     if described.task == 'detection':
         described = replace(described, test_cfg=settings_of(model), nms=reference.nms)
+        if not reference.clips:
+            described = replace(described, clipped=False)
         if reference.nms == 'outside':
             described = _describe_levels(described, reference, inputs[0], outputs[0].shape[1])
 

@@ -35,6 +35,7 @@ class TwoStageNetwork(nn.Module):
     """
 
     nms = 'inside'
+    clips = True
 
     def __init__(self, model: nn.Module, preprocess: nn.Module | None = None) -> None:
         super().__init__()

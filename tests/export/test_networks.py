@@ -91,14 +91,17 @@ def test_more_than_256_classes_are_int32():
 @pytest.mark.parametrize('make, argmax, message', [
     (lambda: nn.Conv2d(3, 3, 3), False, 'this model is a Conv2d'),
     (lambda: build_model(Config(dict(model=retinanet_config(), default_scope='mmdet'))), True, 'RetinaNet is a detec'),
-    (lambda: build_model(yolox()), False, "YOLOX with YOLOXHead is none of them. Supported are .*RetinaHead")])
+    (lambda: build_model(paa()), False, "PAA with PAAHead and DeltaXYWHBBoxCoder is none of them.*RetinaHead")])
 def test_models_that_no_engine_is_made_of(make, argmax, message):
     with pytest.raises(UserError, match=message):
         network_of(make(), argmax=argmax)
 
 
-def yolox() -> Config:
+def paa() -> Config:
     """A one-stage detector whose head predicts in its own way."""
-    model = dict(retinanet_config(), type='YOLOX', train_cfg=None, bbox_head=dict(
-        type='YOLOXHead', num_classes=3, in_channels=16, feat_channels=16, strides=(8, 16, 32, 64, 128)))
-    return Config(dict(model=model, default_scope='mmdet'))
+    anchors = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
+                   strides=[8, 16, 32, 64, 128])
+    head = dict(type='PAAHead', num_classes=3, in_channels=16, feat_channels=16, norm_cfg=dict(type='BN'),
+                anchor_generator=anchors)
+    return Config(dict(model=dict(retinanet_config(), type='PAA', train_cfg=None, bbox_head=head),
+                       default_scope='mmdet'))
