@@ -95,30 +95,31 @@ def compare_engine(engine: Engine, reference: nn.Module, inputs: Tensor) -> dict
 
 
 def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, float]:
-    """Worst errors of `boxes` and `scores`, relative to the largest coordinate and score, of detections with a partner.
+    """Worst errors of `boxes` and `scores`, relative to the largest coordinate and score, and of `masks`, to partners.
 
     The partner of a detection is the nearest of the same image and label on the other side. Rounding may turn which
     of two boxes is suppressed, so the worst of each twenty detections of all is left out; without any partner an error
     is infinite.
 
     Args:
-        expected: boxes (N, K, 4), scores (N, K), labels (N, K), -1 where there is none.
+        expected: boxes (N, K, 4), scores (N, K), labels (N, K), -1 where there is none, perhaps masks (N, K, h, w).
         found: the same of an engine.
     """
     largest = expected[0].abs().max().clamp(min=1)
     best = expected[1].max().clamp(min=1e-30)
     scale = torch.cat([largest.expand(4), best.expand(1)])
+    names = ['boxes', 'scores', 'masks'][:len(expected) - 1]
 
     differences = []
     for image in range(len(expected[0])):
         one, other = (_detected(outputs, image) for outputs in (expected, found))
         differences += [_to_partners(one, other, scale), _to_partners(other, one, scale)]
-    differences = torch.cat(differences)                                  # D, 2
+    differences = torch.cat(differences)                                  # D, names
 
     kept = len(differences) - int(len(differences) * DECIDED_BY_ROUNDING)
     order = differences.amax(1).argsort()[:kept]
-    boxes, scores = differences[order].max(0).values.tolist() if kept else (0., 0.)
-    return dict(boxes=boxes, scores=scores)
+    worst = differences[order].max(0).values.tolist() if kept else [0.] * len(names)
+    return dict(zip(names, worst))
 
 
 def check_errors(compared: Sequence[Comparison], precision: str, tolerance: float) -> None:
@@ -187,23 +188,25 @@ def _explained_by_rounding(
 
 
 def _detected(outputs: Sequence[Tensor], image: int) -> tuple[Tensor, Tensor]:
-    """Boxes with their scores (D, 5), and labels (D,), of an image."""
-    boxes, scores, labels = (output[image] for output in outputs[:3])
-    rows = torch.cat([boxes, scores[:, None]], 1)
+    """Boxes with their scores and masks (D, 5 + h * w), and labels (D,), of an image."""
+    boxes, scores, labels, *masks = (output[image] for output in outputs)
+    rows = torch.cat([boxes, scores[:, None], *(mask.flatten(1) for mask in masks)], 1)
     return rows[labels >= 0], labels[labels >= 0]
 
 
 def _to_partners(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], scale: Tensor) -> Tensor:
-    """Errors of box and score (D, 2) of each of `one` to the nearest of `other` with the same label."""
+    """Errors of box, score and, if any, mask (D, 2 or 3) of each of `one` to the nearest of `other` of its label."""
     rows, labels = one
     partners, partner_labels = other
-    absent = rows.new_full((len(rows), 1, 2), math.inf)
-
-    errors = (rows[:, None] - partners).abs() / scale                     # D, E, 5
-    errors = torch.stack([errors[..., :4].amax(2), errors[..., 4]], 2)    # D, E, 2
+    distances = (rows[:, None, :5] - partners[:, :5]).abs() / scale       # D, E, 5
+    parts = [distances[..., :4].amax(2), distances[..., 4]]
+    if rows.shape[1] > 5:
+        parts.append((rows[:, None, 5:] - partners[:, 5:]).abs().amax(2))
+    errors = torch.stack(parts, 2)
+    absent = errors.new_full((len(rows), 1, len(parts)), math.inf)
     errors = torch.where((labels[:, None] == partner_labels)[..., None], errors, math.inf)
     errors = torch.cat([errors, absent], 1).nan_to_num(math.inf)
-    nearest = errors.amax(2).argmin(1)
+    nearest = errors[..., :2].amax(2).argmin(1)
     return errors[torch.arange(len(rows)), nearest]
 
 

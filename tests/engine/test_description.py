@@ -160,7 +160,8 @@ def test_an_unknown_format(found):
         description_from(content, 'engine.json')
 
 
-OPTIONAL = {'files', 'compared', 'tolerance', 'computed_in', 'levels', 'test_cfg', 'nms', 'quantisation', 'format'}
+OPTIONAL = {
+    'files', 'compared', 'tolerance', 'computed_in', 'levels', 'test_cfg', 'nms', 'quantisation', 'clipped', 'format'}
 
 
 @pytest.mark.parametrize('name', [field.name for field in dataclasses.fields(Description)])

@@ -144,6 +144,15 @@ def test_wrong_detections_are_seen(change):
     assert max(compare_detections(expected, found).values()) > 0.01
 
 
+def test_wrong_masks_are_seen():
+    expected, found = detections(), detections()
+    masks = torch.rand(*expected[1].shape, 3, 2, generator=torch.Generator().manual_seed(0))
+    expected, found = [*expected, masks], [*found, masks.clone()]
+    assert compare_detections(expected, found) == dict(boxes=0, scores=0, masks=0)
+    found[3][0] += 0.01
+    assert compare_detections(expected, found) == dict(boxes=0, scores=0, masks=pytest.approx(0.01, rel=1e-3))
+
+
 def test_no_detections_agree():
     nothing = [torch.zeros(1, 5, 4), torch.zeros(1, 5), torch.full((1, 5), -1)]
     assert compare_detections(nothing, nothing) == dict(boxes=0, scores=0)
