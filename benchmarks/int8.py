@@ -27,7 +27,7 @@ from repvgg_mm.commands.setup import load_config
 from repvgg_mm.convert.measure import cpu_name, interleaved_latency
 from repvgg_mm.convert.raw_outputs import raw_outputs
 from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
-from repvgg_mm.engine.description import write_description
+from repvgg_mm.engine.description import Description, write_description
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.engine.openvino_file import PROPERTIES, read_openvino, save_openvino
@@ -36,16 +36,21 @@ from repvgg_mm.export.export import prepare
 from repvgg_mm.export.target import Target
 from repvgg_mm.precision.calibration import calibration_images
 from repvgg_mm.precision.equalise import equalise
-from repvgg_mm.precision.layer_noise import convolutions_of, measure_layers, signal_to_noise
+from repvgg_mm.precision.graph import convolutions_of
+from repvgg_mm.precision.layer_noise import measure_layers, signal_to_noise
 from repvgg_mm.precision.metric import headline, validation_config
-from repvgg_mm.precision.quantise import after_last_convolutions, noisiest, quantise
+from repvgg_mm.precision.quantise import QUANTISERS, noisiest
 
-PRESETS = nncf.QuantizationPreset
+SUFFIXES = dict(onnx='.onnx', openvino='.xml')
+NOT_CONVOLUTIONS = [  # types of OpenVINO's operators that NNCF would quantise
+    'Add', 'Multiply', 'Subtract', 'Divide', 'AvgPool', 'MaxPool', 'Interpolate', 'MatMul', 'ReduceMean', 'Concat',
+    'Sigmoid', 'Exp', 'Clamp', 'MVN']
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument('--latency', action='store_true')
+    parser.add_argument('--accuracy-control', action='store_true', help="NNCF's own loop too, which takes long")
     args = parser.parse_args()
     cfg = load_config(args)
     checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
@@ -54,7 +59,7 @@ def main() -> None:
     if args.latency:
         measure_latency(cfg, checkpoint, args.shape, args.folder, args.rounds)
     else:
-        measure_metrics(cfg, checkpoint, args.shape, args.folder)
+        measure_metrics(cfg, checkpoint, args)
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:
@@ -68,8 +73,9 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def measure_metrics(cfg: Config, checkpoint: Checkpoint, shape: list[int], folder: Path) -> None:
-    prepared = prepare(cfg, checkpoint, Target('openvino', shape=shape))
+def measure_metrics(cfg: Config, checkpoint: Checkpoint, args: argparse.Namespace) -> None:
+    folder = args.folder
+    prepared = prepare(cfg, checkpoint, Target('openvino', shape=args.shape))
     engines = {}
     for name, precision in (('float32', 'fp32'), ('bf16', 'bf16')):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -79,46 +85,74 @@ def measure_metrics(cfg: Config, checkpoint: Checkpoint, shape: list[int], folde
 
     reference = engines['float32']
     images = calibration_images(cfg, reference, 100)
-    network = read_openvino(prepared.graph.SerializeToString())
-    equal, names = equalise(network)
-    print(f'{len(names)} of {len(convolutions_of(network))} convolutions equalised')
+    graph = prepared.graph
+    equal, names = equalise(graph)
+    print(f'{len(names)} of {len(convolutions_of(graph))} convolutions equalised')
 
     tests = validation_config(cfg)
     show('training form, PyTorch', evaluate(tests, checkpoint))
     for name, engine in engines.items():
         show(name, evaluate(tests, engine), noise(reference, engine, images[::6]))
 
-    def default(images: list[np.ndarray], **options: object) -> openvino.Model:
-        return nncf.quantize(network, nncf.Dataset(images), subset_size=len(images), **options)
+    described = replace(prepared.description, precision='int8')
 
-    int8 = replace(prepared.description, openvino_properties=PROPERTIES['int8'])
-
-    def measure(name: str, way: Callable[[], openvino.Model]) -> openvino.Model:
+    def measure(name: str, engine: str, way: Callable[[], object]) -> object:
         start = time.perf_counter()
         made = way()
         seconds = time.perf_counter() - start
-
-        path = folder / '_'.join(re.findall(r'\w+', name)) / 'engine.xml'
+        path = folder / '_'.join(re.findall(r'\w+', f'{engine} {name}')) / ('engine' + SUFFIXES[engine])
         path.parent.mkdir(exist_ok=True)
-        save_openvino(made, path)
-        write_description(path, int8)
-        engine = Engine(path)
-        show(name, evaluate(tests, engine), noise(reference, engine, images[::6]), seconds)
+        write(path, made, replace(described, engine=engine))
+        found = Engine(path)
+        show(f'{engine}: {name}', evaluate(tests, found), noise(reference, found, images[::6]), seconds)
         return made
 
-    after = nncf.IgnoredScope(names=after_last_convolutions(network), validate=False)
-    measure('NNCF default', partial(default, images))
-    made = measure('after the last convolutions in float32 (the tool)', partial(quantise, network, images))
-    layers = measure_layers(network, made, images[::12])
-    eighth, quarter = noisiest(layers, 1 / 8), noisiest(layers, 1 / 4)
+    for engine, quantise in QUANTISERS.items():
+        made = measure('plain', engine, partial(quantise, graph, images))
+        layers = measure_layers(graph, made, images[::12])
+        eighth, quarter = noisiest(layers, 1 / 8), noisiest(layers, 1 / 4)
+        measure('10 images', engine, partial(quantise, graph, images[::10]))
+        measure('equalised', engine, partial(quantise, equal, images))
+        measure('an eighth in float32', engine, partial(quantise, graph, images, eighth))
+        measure('a quarter in float32', engine, partial(quantise, graph, images, quarter))
 
-    measure('the tool, 10 images', partial(quantise, network, images[::10]))
-    measure('the tool, 25 images', partial(quantise, network, images[::4]))
-    measure('the tool, mixed preset', partial(default, images, preset=PRESETS.MIXED, ignored_scope=after))
-    measure('the tool, equalised', partial(quantise, equal, images))
-    measure('the tool, an eighth in float32', partial(quantise, network, images, eighth))
-    measure('the tool, a quarter in float32', partial(quantise, network, images, quarter))
-    measure('the tool, equalised, an eighth in float32', partial(quantise, equal, images, eighth))
+    network = read_openvino(graph.SerializeToString())
+    ways = dict(subset_size=len(images), ignored_scope=nncf.IgnoredScope(types=NOT_CONVOLUTIONS, validate=False))
+    aligned = nncf.AdvancedQuantizationParameters(disable_channel_alignment=False)
+    data = nncf.Dataset(images)
+    measure('NNCF, of OpenVINO', 'openvino', partial(nncf.quantize, network, data, **ways))
+    measure('NNCF, channels aligned', 'openvino', partial(
+        nncf.quantize, network, data, advanced_parameters=aligned, **ways))
+    if args.accuracy_control:
+        def validate(compiled: openvino.CompiledModel, _: object) -> tuple[float, None]:
+            return headline(evaluate(tests, InMemory(reference, compiled)))[1], None
+
+        measure('NNCF, accuracy control', 'openvino', partial(
+            nncf.quantize_with_accuracy_control, network, data, data, validate, max_drop=0.3, **ways))
+
+
+class InMemory(Engine):
+    """A compiled network in the place of an engine of the same outputs."""
+
+    def __init__(self, engine: Engine, compiled: openvino.CompiledModel) -> None:
+        self.path = engine.path
+        self.description = engine.description
+        self.compiled = compiled
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        found = self.compiled(np.ascontiguousarray(images))
+        return {name: found[name] for name in self.description.outputs}
+
+
+def write(path: Path, model: object, description: Description) -> None:
+    """An onnx.ModelProto or an openvino.Model as the engine at `path`."""
+    if path.suffix == '.onnx':
+        path.write_bytes(model.SerializeToString())
+    else:
+        network = model if isinstance(model, openvino.Model) else read_openvino(model.SerializeToString())
+        save_openvino(network, path)
+        description = replace(description, openvino_properties=PROPERTIES['int8'])
+    write_description(path, description)
 
 
 def noise(reference: Engine, engine: Engine, images: list[np.ndarray]) -> dict[str, float]:
@@ -150,7 +184,7 @@ def measure_latency(cfg: Config, checkpoint: Checkpoint, shape: list[int], folde
 
     calls = {'PyTorch, training form, branch by branch': branches,
              'PyTorch, training form': torch.no_grad()(partial(raw_outputs, model, inputs))}
-    for path in sorted(folder.glob('*/engine.xml')):
+    for path in sorted([*folder.glob('*/engine.xml'), *folder.glob('*/engine.onnx')]):
         calls[path.parent.name] = partial(Engine(path), image)
     times = interleaved_latency(calls, rounds)
     first = times['PyTorch, training form'].median_ms

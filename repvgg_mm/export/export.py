@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mmengine
 import torch
@@ -27,12 +28,13 @@ from ..openmmlab.model import arch_of_config, build_model, is_segmentor, setting
 from ..openmmlab.preprocessing import Preprocessing
 from ..precision.quantise import PACKAGES, quantise_engine
 from ..version import __version__
-from .agreement import check_agreement, run_network, size_text
+from .agreement import Agreement, check_agreement, run_network, size_text
 from .detectors import replace_deformable_sampling
 from .engine_files import write_engine
 from .networks import Preprocess, network_of
-from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx
+from .onnx_graph import check_graph, count_convolutions, tidy, to_onnx, without_threshold
 from .pooling import replace_adaptive_pooling
+from .suppression import THRESHOLD
 from .target import Target, check_exporter
 
 TRACED = (2, 288, 416)  # batch, height and width of the example of a dynamic export: no map of it has a side of 1
@@ -91,6 +93,9 @@ def export(
         sizes = ', '.join(size_text(inputs.shape) for inputs in prepared.inputs)
         progress(f'Running the engine on {sizes} and comparing')
         agreement = check_agreement(Engine(path), prepared.reference, prepared.inputs, target.precision)
+        if hasattr(prepared.reference, THRESHOLD) and target.precision != 'bf16':
+            progress('Comparing once more with a score threshold of 0, so that there are detections')
+            agreement = _agreement_without_threshold(prepared, target)
         if agreement.note:
             progress(agreement.note)
 
@@ -104,6 +109,15 @@ def export(
         progress(f'Writing {out}')
 
     return Exported(out / path.name, description, prepared.reference, prepared.inputs, prepared.conversion)
+
+
+def _agreement_without_threshold(prepared: Prepared, target: Target) -> Agreement:
+    """Of the same engine but for its score threshold: in random images a trained detector may find nothing."""
+    reference = copy.deepcopy(prepared.reference)
+    getattr(reference, THRESHOLD).zero_()
+    with TemporaryDirectory() as folder:
+        path, _ = write_engine(without_threshold(prepared.graph), prepared.description, Path(folder))
+        return check_agreement(Engine(path), reference, prepared.inputs, target.precision)
 
 
 def _check_export(cfg: Config, out: Path, target: Target, overwrite: bool) -> None:

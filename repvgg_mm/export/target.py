@@ -46,10 +46,6 @@ class Target:
             raise UserError(
                 "ONNX Runtime's CPU kernels compute convolutions in float32, and --precision bf16 was "
                 'asked for. Use --engine openvino, or leave --precision out.')
-        if (self.engine, self.precision) == ('onnx', 'int8'):
-            raise UserError(
-                'Engines in int8 are quantised by NNCF for OpenVINO, and --engine onnx was asked for. '
-                'Use --engine openvino; TensorRT quantises the float32 engine.onnx itself.')
 
         if self.calib_images < 1:
             raise UserError(

@@ -8,42 +8,51 @@ form is nothing but such pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine.engine import optional
-from .layer_noise import biased_outputs, constant_of, convolutions_of
+from .graph import BIAS, WEIGHTS, arrays_of, constants_of, convolutions_of, readers_of, write_arrays
 
 MOST_PASSES = 20
 
 
 @dataclass
 class Pair:
-    """A convolution and those that read its output, nodes of an openvino.Model; `bias` is an Add, None without."""
+    """The names of the constants of a convolution and of those that read its output; `bias` is None without."""
 
-    convolution: object
-    bias: object | None
-    readers: list
+    weights: str
+    bias: str | None
+    readers: list[str]
+
+    @property
+    def constants(self) -> list[str]:
+        own = [self.weights] if self.bias is None else [self.weights, self.bias]
+        return own + self.readers
 
 
-def equalise(network: object) -> tuple[object, list[str]]:
-    """A copy of an openvino.Model with equalised channels, and the names of the convolutions that were divided.
+def equalise(model: object) -> tuple[object, list[str]]:
+    """A copy of an onnx.ModelProto with equalised channels, and the names of the convolutions that were divided.
 
-    Where nothing but convolutions reads a convolution's output, through ReLU or directly. Weights that several
-    convolutions share and grouped convolutions are left as they are. All factors are powers of two: the copy
-    computes what `network` computes, bit for bit, as long as nothing leaves float32's range.
+    Where nothing but convolutions reads a convolution's output, through ReLU or directly. Constants that several
+    nodes share and grouped convolutions are left as they are. All factors are powers of two: the copy computes what
+    `model` computes, bit for bit, as long as nothing leaves float32's range.
     """
-    network = network.clone()
-    pairs = _find_pairs(network)
+    equal = type(model)()
+    equal.CopyFrom(model)
+    pairs = _find_pairs(equal)
+    names = {name for pair in pairs.values() for name in pair.constants}
+    arrays = arrays_of(equal, sorted(names))
+
     changed = set()
     for _ in range(MOST_PASSES):
-        moved = [name for name, pair in pairs.items() if _equalise_pair(pair)]
+        moved = [name for name, pair in pairs.items() if _equalise_pair(pair, arrays)]
         changed.update(moved)
         if not moved:
             break
-    return network, [name for name in pairs if name in changed]
+    write_arrays(equal, arrays)
+    return equal, [name for name in pairs if name in changed]
 
 
 def scales(first: np.ndarray, bias: np.ndarray, readers: Sequence[np.ndarray]) -> np.ndarray:
@@ -68,71 +77,52 @@ def scales(first: np.ndarray, bias: np.ndarray, readers: Sequence[np.ndarray]) -
     return np.exp2(exponents).astype(np.float32)
 
 
-def _find_pairs(network: object) -> dict[str, Pair]:
+def _find_pairs(model: object) -> dict[str, Pair]:
     """By the name of the first convolution, in the order of computation."""
-    outputs = biased_outputs(network)
+    constants, all_readers = constants_of(model), readers_of(model)
+
+    def owns_constants(conv: object) -> bool:
+        """Whether `conv` is a plain convolution whose weights and bias nothing else reads."""
+        grouped = any(attribute.name == 'group' and attribute.i > 1 for attribute in conv.attribute)
+        own = [name in constants and len(all_readers[name]) == 1 for name in conv.input[WEIGHTS:]]
+        return not grouped and all(own)
+
     found = {}
-    for name, conv in convolutions_of(network).items():
-        readers = _readers_through_relu(outputs[name])
-        if readers and all(_owns_weights(one) for one in (conv, *readers)):
-            bias = outputs[name].get_node()
-            found[name] = Pair(conv, bias if bias.get_type_name() == 'Add' else None, readers)
+    for name, conv in convolutions_of(model).items():
+        readers = _readers_through_relu(conv, all_readers)
+        if readers and all(map(owns_constants, [conv, *readers])):
+            bias = conv.input[BIAS] if len(conv.input) > BIAS else None
+            found[name] = Pair(conv.input[WEIGHTS], bias, [reader.input[WEIGHTS] for reader in readers])
     return found
 
 
-def _readers_through_relu(output: object) -> list | None:
-    """The convolutions that read `output`; None if anything else reads it."""
+def _readers_through_relu(conv: object, all_readers: Mapping[str, list]) -> list | None:
+    """The convolutions that read the output of `conv`; None if anything else reads it."""
     readers = []
-    front = [output]
+    front = [conv.output[0]]
     while front:
-        for target in front.pop().get_target_inputs():
-            node = target.get_node()
-            if node.get_type_name() == 'Relu':
-                front.append(node.output(0))
-            elif node.get_type_name() == 'Convolution':
-                readers.append(node)
-            else:
+        for node in all_readers.get(front.pop(), []):
+            if node is None or node.op_type not in ('Relu', 'Conv'):
                 return None
+            if node.op_type == 'Relu':
+                front.append(node.output[0])
+            else:
+                readers.append(node)
     return readers
 
 
-def _equalise_pair(pair: Pair) -> bool:
+def _equalise_pair(pair: Pair, arrays: dict[str, np.ndarray]) -> bool:
     """Whether any channel was changed."""
-    first = constant_of(pair.convolution, 1)
-    readers = [constant_of(reader, 1) for reader in pair.readers]
-    place, bias = None, np.zeros(len(first), np.float32)
-    if pair.bias is not None:
-        place = _bias_input(pair)
-        bias = constant_of(pair.bias, place)
-
-    s = scales(first, bias.reshape(-1), readers)
+    first = arrays[pair.weights]
+    bias = np.zeros(len(first), np.float32) if pair.bias is None else arrays[pair.bias]
+    s = scales(first, bias, [arrays[name] for name in pair.readers])
     if (s == 1).all():
         return False
 
-    s = s[:, None, None]                                                 # C, 1, 1
-    _replace(pair.convolution, 1, first / s[..., None])
-    if place is not None:
-        _replace(pair.bias, place, bias.reshape(1, -1, 1, 1) / s)
-    for reader, weights in zip(pair.readers, readers):
-        _replace(reader, 1, weights * s)
+    by_channel = s[:, None, None]                                        # C, 1, 1
+    arrays[pair.weights] = first / by_channel[..., None]
+    if pair.bias is not None:
+        arrays[pair.bias] = bias / s
+    for name in pair.readers:
+        arrays[name] = arrays[name] * by_channel
     return True
-
-
-def _owns_weights(conv: object) -> bool:
-    """Whether `conv` is a plain convolution whose weights are a constant that nothing else reads."""
-    weights = conv.input_value(1)
-    constant = weights.get_node().get_type_name() == 'Constant'
-    return conv.get_type_name() == 'Convolution' and constant and len(weights.get_target_inputs()) == 1
-
-
-def _bias_input(pair: Pair) -> int:
-    """Which input of the Add the bias is: the one that is not the convolution."""
-    names = [pair.bias.input_value(i).get_node().get_name() for i in (0, 1)]
-    return 1 - names.index(pair.convolution.get_name())
-
-
-def _replace(node: object, place: int, values: np.ndarray) -> None:
-    """Let a constant of `values` be that input of `node`."""
-    content = np.ascontiguousarray(values, dtype=np.float32)
-    constant = optional('openvino').op.Constant(content)
-    node.input(place).replace_source_output(constant.output(0))

@@ -1,4 +1,4 @@
-"""What quantisation does to each convolution of an OpenVINO network: ranges, and signal to noise on real images."""
+"""What quantisation does to each convolution of an ONNX graph: ranges, and signal to noise on real images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine.engine import optional
+from .graph import WEIGHTS, arrays_of, convolutions_of
 
-CONVOLUTIONS = ('Convolution', 'GroupConvolution')
-BIAS = '/WithoutBiases'  # OpenVINO's name for a convolution whose bias is an Add after it
-F32 = dict(INFERENCE_PRECISION_HINT='f32')
 TINY = 1e-30  # instead of dividing by nothing
 HEADS = ('largest weight', 'over median', 'output from', 'to', 'SNR, dB', 'own, dB')
 
@@ -44,82 +42,47 @@ def signal_to_noise(signal: float, noise: float) -> float:
     return float(10 * np.log10(signal / noise))
 
 
-def measure_layers(network: object, quantised: object, images: Iterable[np.ndarray]) -> list[LayerNoise]:
-    """Every convolution of the openvino.Model `network` in its order, compared with `quantised` on `images`.
+def measure_layers(model: object, quantised: object, images: Iterable[np.ndarray]) -> list[LayerNoise]:
+    """Every convolution of the onnx.ModelProto `model` in its order, compared with `quantised` on `images`.
 
-    `quantised` is what NNCF made of `network`: nodes of the same names.
+    `quantised` is what was made of `model`: values of the same names, with Q/DQ between them. Both run in ONNX Runtime.
     """
-    convolutions = convolutions_of(network)
-    names = list(convolutions)
-    run = _tapped(network, _taps(network, names))
-    run_quantised = _tapped(quantised, _taps(quantised, names))
+    convolutions = convolutions_of(model)
+    inputs = [conv.input[0] for conv in convolutions.values()]
+    outputs = [conv.output[0] for conv in convolutions.values()]
+    names = list(dict.fromkeys(inputs + outputs))
+    run, run_quantised = _tapped(model, names), _tapped(quantised, names)
 
-    powers = np.zeros((2, len(names), 2))  # of inputs and of outputs: signal and noise
-    low = np.full(len(names), np.inf)
-    high = np.full(len(names), -np.inf)
+    powers = {name: np.zeros(2) for name in names}  # signal and noise
+    low, high = ({name: [] for name in names} for _ in range(2))
     for image in images:
-        values = zip(run(image), run_quantised(image))
-        for i, (expected, found) in enumerate(values):
-            side, layer = divmod(i, len(names))  # inputs first, then outputs
+        for name, expected, found in zip(names, run(image), run_quantised(image)):
+            low[name].append(expected.min())
+            high[name].append(expected.max())
             expected = expected.astype(np.float64)
-            powers[side, layer] += (expected ** 2).sum(), ((found - expected) ** 2).sum()
-            if side == 1:
-                low[layer] = min(low[layer], expected.min())
-                high[layer] = max(high[layer], expected.max())
+            powers[name] += (expected ** 2).sum(), ((found - expected) ** 2).sum()
 
+    weights = arrays_of(model, [conv.input[WEIGHTS] for conv in convolutions.values()])
     layers = []
-    for i, (name, conv) in enumerate(convolutions.items()):
-        (signal_in, noise_in), (signal, noise) = powers[:, i]
-        largest = channel_maxima(conv)
+    for name, conv in convolutions.items():
+        before, after = conv.input[0], conv.output[0]
+        largest = channel_maxima(weights[conv.input[WEIGHTS]])
+        signal, noise = powers[after]
+        own = _ratio(*powers[after]) - _ratio(*powers[before]) if signal else 0
         layers.append(LayerNoise(
             name=name,
             largest_weight=float(largest.max()),
             weight_spread=float(largest.max() / max(np.median(largest), TINY)),
-            low=float(low[i]),
-            high=float(high[i]),
+            low=float(min(low[after])),
+            high=float(max(high[after])),
             snr_db=signal_to_noise(signal, noise),
-            own_snr_db=signal_to_noise(1, _ratio(noise, signal) - _ratio(noise_in, signal_in) if signal else 0)))
+            own_snr_db=signal_to_noise(1, own)))
     return layers
 
 
-def convolutions_of(network: object) -> dict[str, object]:
-    """By name, in the order of computation."""
-    found = {}
-    for node in network.get_ordered_ops():
-        if node.get_type_name() in CONVOLUTIONS:
-            found[node.get_friendly_name().removesuffix(BIAS)] = node
-    return found
-
-
-def biased_outputs(network: object) -> dict[str, object]:
-    """The output of each convolution after its bias, by the convolution's name."""
-    found = {}
-    for name, conv in convolutions_of(network).items():
-        found[name] = conv.output(0)
-        if not conv.get_friendly_name().endswith(BIAS):
-            continue
-        for target in conv.output(0).get_target_inputs():
-            if target.get_node().get_type_name() == 'Add':
-                found[name] = target.get_node().output(0)
-                break
-    return found
-
-
-def constant_of(node: object, place: int) -> np.ndarray:
-    """The constant behind an input of a node, before it is reshaped."""
-    source = node.input_value(place).get_node()
-    while source.get_type_name() != 'Constant':
-        source = source.input_value(0).get_node()
-    return source.get_data()
-
-
-def channel_maxima(conv: object) -> np.ndarray:
-    """Largest magnitude of the weights of each output channel."""
-    data = np.abs(constant_of(conv, 1))
-    grouped = conv.get_type_name() == 'GroupConvolution' and data.ndim == 5      # G, C_out / G, ...
-    axes = 2 if grouped else 1
-    channels = int(np.prod(data.shape[:axes]))
-    return data.reshape(channels, -1).max(1)
+def channel_maxima(weights: np.ndarray) -> np.ndarray:
+    """Largest magnitude of the weights (C, ...) of each output channel."""
+    return np.abs(weights).reshape(len(weights), -1).max(1)
 
 
 def layer_table(layers: Sequence[LayerNoise], others: Mapping[str, LayerNoise] | None = None) -> str:
@@ -147,33 +110,25 @@ def _line(name: str, values: Sequence[str], width: int) -> str:
     return ' '.join([f'{name:<{width}}', *columns])
 
 
-def _ratio(noise: float, signal: float) -> float:
+def _ratio(signal: float, noise: float) -> float:
     return noise / signal if signal else 0
 
 
-def _taps(network: object, names: Sequence[str]) -> list:
-    """The inputs of the convolutions, before a quantiser, then their outputs after the bias."""
-    convolutions = convolutions_of(network)
-    outputs = biased_outputs(network)
-    inputs = [_unquantised(convolutions[name].input_value(0)) for name in names]
-    return inputs + [outputs[name] for name in names]
+def _tapped(model: object, names: Sequence[str]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """image -> the values of these names in an onnx.ModelProto with one input."""
+    onnx, onnxruntime = optional('onnx'), optional('onnxruntime')
+    image_name = model.graph.input[0].name
+    tapped = type(model)()
+    tapped.CopyFrom(model)
+    del tapped.graph.output[:]
+    wanted = [name for name in names if name != image_name]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
 
-
-def _unquantised(value: object) -> object:
-    """What goes into the quantiser of an activation."""
-    node = value.get_node()
-    if node.get_type_name() != 'FakeQuantize':
-        return value
-    return _unquantised(node.input_value(0))
-
-
-def _tapped(network: object, taps: Sequence[object]) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """image -> the values of `taps`, outputs of nodes of an openvino.Model."""
-    openvino = optional('openvino')
-    model = openvino.Model(list(taps), network.get_parameters())
-    request = openvino.Core().compile_model(model, 'CPU', F32).create_infer_request()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=['CPUExecutionProvider'])
 
     def run(image: np.ndarray) -> list[np.ndarray]:
-        request.infer([image])
-        return [request.get_output_tensor(i).data for i in range(len(taps))]
+        values = {image_name: image, **dict(zip(wanted, session.run(wanted, {image_name: image})))}
+        return [values[name] for name in names]
     return run

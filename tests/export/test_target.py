@@ -21,7 +21,6 @@ def test_targets_that_do_not_exist(values, message):
 
 
 @pytest.mark.parametrize('values, message', [
-    (dict(engine='onnx'), 'quantised by NNCF for OpenVINO, .* Use --engine openvino'),
     (dict(calib_images=0), r'--calib-images 0 leaves none\. Choose 1 or more'),
     (dict(max_drop=float('nan')), 'number of points, such as 0.3, got nan')])
 def test_targets_in_int8_that_do_not_exist(values, message):
@@ -30,7 +29,7 @@ def test_targets_in_int8_that_do_not_exist(values, message):
 
 
 def test_all_others_exist():
-    refused = [('onnx', 'bf16'), ('onnx', 'int8')]
+    refused = [('onnx', 'bf16')]
     for pair in [(engine, precision) for engine in ENGINES for precision in PRECISIONS]:
         if pair not in refused:
             assert (Target(*pair).engine, Target(*pair).precision) == pair

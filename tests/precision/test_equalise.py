@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import openvino
+import onnx
+import onnxruntime
 import pytest
 import torch
 from helpers import backbone
@@ -13,15 +14,15 @@ from torch.nn import functional as F
 from repvgg_mm import whole_model_convert
 from repvgg_mm.export.onnx_graph import tidy, to_onnx
 from repvgg_mm.precision.equalise import equalise, scales
-from repvgg_mm.precision.layer_noise import biased_outputs, constant_of, convolutions_of
+from repvgg_mm.precision.graph import arrays_of, constants_of, convolutions_of
 
 pytestmark = pytest.mark.stack
 
 
-def read(network: nn.Module, image: torch.Tensor, outputs: list[str]):
+def read(network: nn.Module, image: torch.Tensor, outputs: list[str]) -> onnx.ModelProto:
     graph = to_onnx(network.eval(), image, outputs)
     tidy(graph)
-    return openvino.Core().read_model(graph.SerializeToString())
+    return graph
 
 
 def uneven_chain() -> nn.Sequential:
@@ -37,17 +38,19 @@ def uneven_chain() -> nn.Sequential:
     return chain
 
 
-def weights_of(model) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+def weights_of(model: onnx.ModelProto) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
     """In float64, weights and bias of each convolution."""
+    constants = arrays_of(model, constants_of(model))
     found = []
-    for name, conv in convolutions_of(model).items():
-        add = biased_outputs(model)[name].get_node()
-        bias = None
-        if add.get_type_name() == 'Add':
-            place = 1 - [add.input_value(i).get_node().get_name() for i in (0, 1)].index(conv.get_name())
-            bias = torch.from_numpy(constant_of(add, place).reshape(-1).astype(np.float64))
-        found.append((torch.from_numpy(constant_of(conv, 1).astype(np.float64)), bias))
+    for conv in convolutions_of(model).values():
+        own = [torch.from_numpy(constants[name].astype(np.float64)) for name in conv.input[1:]]
+        found.append((*own, None)[:2])
     return found
+
+
+def run(model: onnx.ModelProto, image: torch.Tensor) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    return session.run(None, dict(image=image.numpy()))
 
 
 def test_a_chain_computes_the_same_in_float64():
@@ -81,8 +84,7 @@ def test_a_whole_backbone_computes_the_same_bit_for_bit():
     outside = {f'stage_{i}.{depth - 1}' for i, depth in enumerate((1, 2, 4, 1), 1)}  # their outputs leave the backbone
     expected = [name for name in convolutions_of(model) if not any(name.startswith(f'{last}.') for last in outside)]
     assert changed == expected and len(expected) == 5
-    found = [openvino.Core().compile_model(one, 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))(image.numpy())
-             for one in (model, equal)]
+    found = [run(one, image) for one in (model, equal)]
     for i in range(4):
         assert np.abs(found[0][i]).max() > 0.1
         np.testing.assert_array_equal(found[0][i], found[1][i])
@@ -115,32 +117,44 @@ def test_scales():
     np.testing.assert_array_equal(scales(first, np.float32([.5, 1, 1, .2]), readers), [4, 1, 1, .25])
 
 
-def convolution(image, weights):
-    return openvino.opset8.convolution(image, weights, [1, 1], [0, 0], [0, 0], [1, 1])
-
-
 def uneven(*shape: int) -> np.ndarray:
     """Weights whose output channels differ by 2^8."""
     weights = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     return weights * np.exp2(np.linspace(-4, 4, shape[0]))[:, None, None, None].astype(np.float32)
 
 
+def graph_of(inputs: dict[str, list[int]], constants: dict[str, np.ndarray], *nodes: list[str]) -> onnx.ModelProto:
+    """Convolutions, each given by its inputs and its output."""
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('Conv', ends[:-1], ends[-1:], name=ends[-1]) for ends in nodes],
+        'convolutions',
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [onnx.helper.make_tensor_value_info(nodes[-1][-1], onnx.TensorProto.FLOAT, list('nchw'))],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()])
+    model = onnx.helper.make_model(graph)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def test_an_output_that_is_the_weights_of_another_convolution_is_left():
-    first_image = openvino.opset8.parameter([6, 3, 5, 5], np.float32)
-    image = openvino.opset8.parameter([1, 4, 9, 9], np.float32)
-    computed = convolution(first_image, openvino.opset8.constant(uneven(4, 3, 3, 3)))  # 6, 4, 3, 3
-    model = openvino.Model([convolution(image, computed)], [first_image, image])
-    _, changed = equalise(model)
-    assert changed == []
+    inputs = dict(other=[6, 3, 5, 5], image=[1, 4, 9, 9])
+    model = graph_of(inputs, dict(w=uneven(4, 3, 3, 3)), ['other', 'w', 'a'], ['image', 'a', 'b'])
+    assert equalise(model)[1] == []
 
 
-def test_weights_that_two_convolutions_share_are_left():
-    image = openvino.opset8.parameter([1, 4, 9, 9], np.float32)
-    shared = openvino.opset8.constant(uneven(4, 4, 3, 3))
-    model = openvino.Model([convolution(convolution(image, shared), shared)], [image])
+@pytest.mark.parametrize('shared', ['weights', 'bias', None])
+def test_constants_that_two_convolutions_share_are_left(shared):
+    weights, bias = uneven(4, 4, 3, 3), np.ones(4, np.float32)
+    constants = dict(w=weights, b=bias, w2=weights / 256, b2=bias)
+    second = ['w' if shared == 'weights' else 'w2', 'b' if shared == 'bias' else 'b2']
+    model = graph_of(dict(image=[1, 4, 9, 9]), constants, ['image', 'w', 'b', 'x'], ['x', *second, 'y'])
     equal, changed = equalise(model)
-    assert changed == [] and len(convolutions_of(equal)) == 2
-    apart = openvino.Model([convolution(
-        convolution(image, openvino.opset8.constant(uneven(4, 4, 3, 3))),
-        openvino.opset8.constant(uneven(2, 4, 3, 3)))], [image])
-    assert len(equalise(apart)[1]) == 1  # seen to be changed where each has its own
+    assert changed == ([] if shared else ['x'])
+    assert (equal == model) == bool(shared)
+
+
+def test_a_graph_that_is_equalised_is_not_changed():
+    model = graph_of(dict(image=[1, 4, 9, 9]), dict(w=uneven(4, 4, 3, 3), v=uneven(2, 4, 1, 1)),
+                     ['image', 'w', 'x'], ['x', 'v', 'y'])
+    before = model.SerializeToString()
+    assert equalise(model)[1] == ['x'] and model.SerializeToString() == before
