@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..engine.detections import check_settings
 from ..errors import UserError
-from .suppression import keep_best, rows_at, suppress_by_class
+from .suppression import THRESHOLD, keep_best, rows_at, suppress_by_class
 
 PREDICTION = ('predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')  # what a head inherits
 UNCLIPPED = ('tood', 'yolox')  # rules by which boxes may reach beyond the image
@@ -114,7 +114,7 @@ class DetectorWithNms(DetectorNetwork):
         super().__init__(model, preprocess)
         settings = model.bbox_head.test_cfg
         _check_limits(settings, ('max_per_img',) if self.rule == 'yolox' else ('nms_pre', 'max_per_img'))
-        self.score_thr = settings.get('score_thr', 0)
+        self.register_buffer(THRESHOLD, torch.tensor(float(settings.get('score_thr', 0))))
         self.nms_pre = settings.get('nms_pre')
         self.max_per_img = settings['max_per_img']
         self.filters_empty = settings.get('min_bbox_size', -1) == 0

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -113,6 +114,16 @@ def check_graph(model, network: nn.Module, convolutions: int) -> dict[str, int]:
             f'RepVGG blocks, and {convolutions} Conv in all; this one has {found[0]}, {found[1]} and {found[2]}, and '
             f'{found[3]} in all. Nothing was written: convert the model first, and report this if it was.')
     return dict(whole)
+
+
+def without_threshold(model):
+    """A copy of the graph of a detector whose score threshold, the initializer `THRESHOLD`, is 0."""
+    copied = type(model)()
+    copied.CopyFrom(model)
+    for value in copied.graph.initializer:
+        if value.name == suppression.THRESHOLD:
+            value.CopyFrom(optional('onnx').numpy_helper.from_array(np.zeros((), np.float32), value.name))
+    return copied
 
 
 def tidy(model) -> None:

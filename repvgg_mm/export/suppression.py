@@ -24,6 +24,7 @@ from ..engine.detections import nms
 from ..engine.engine import optional
 
 NAME = 'repvgg_mm::suppress'
+THRESHOLD = 'score_thr'  # a buffer of a network, and under this name an initializer of its graph
 SCHEMA = '(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor'
 
 

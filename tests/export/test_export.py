@@ -130,6 +130,19 @@ def test_detectors_equal_mmdet_after_nms(options, tmp_path):
     assert_same_detections(found, predict(model, image), pixels=1e-5 * 203)  # a tenth of what an export may differ by
 
 
+def test_detections_are_compared_where_none_is_above_the_threshold(tmp_path):
+    model, cfg = detector('FCOS')
+    cfg.model.test_cfg.score_thr = 1.
+    torch.save(model.state_dict(), tmp_path / 'fcos.pth')
+    checkpoint = Checkpoint.read(tmp_path / 'fcos.pth')
+    done = export(cfg, checkpoint, tmp_path / 'out', Target(shape=(96, 128), nms=True), progress=quiet)
+    assert (done.description.nms, done.description.test_cfg['score_thr']) == ('inside', 1.)
+    outputs = Engine(done.path)(done.inputs[0])
+    assert outputs['boxes'].shape == (1, 100, 4) and (outputs['labels'] == -1).all()
+    errors = done.description.compared[0].errors
+    assert 0 < max(errors.values()) < 1e-5  # of detections, which there are with a threshold of 0
+
+
 @pytest.mark.parametrize('head', ['RTMDet', 'RetinaSepBN'])
 def test_convolutions_that_levels_share_with_a_norm_of_their_own_each(head, tmp_path):
     """Their norms cannot be folded into the one convolution; the exported graph keeps them where they belong."""
