@@ -18,6 +18,7 @@ LAYOUTS = ('native', 'official', 'timm')
 WORK = ('forward', 'norm_eval step', 'training step')
 CALIB_IMAGES = 100
 MAX_DROP = 0.3
+LATENCY_SECONDS = 60.0
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -103,7 +104,8 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dynamic', action='store_true', help='any batch, height and width')
     parser.add_argument('--argmax', action='store_true', help='a segmentor ends at its label map')
     parser.add_argument(
-        '--nms', action='store_true', help="a detector ends at its detections, chosen by the config's test_cfg")
+        '--nms', action='store_true',
+        help="a detector ends at its detections, chosen by the config's test_cfg; one of two stages always does")
     parser.add_argument(
         '--preprocess', action='store_true',
         help='take uint8 BGR images (N, H, W, 3), as cv2.imread gives them, and normalise inside')
@@ -119,6 +121,9 @@ def export(parser: argparse.ArgumentParser) -> None:
         help='also write a folder to hand over: engine, calibration inputs, expected outputs, a check without torch')
     add_overwrite(parser)
     add_report(parser)
+    parser.add_argument(
+        '--latency-seconds', type=float, default=LATENCY_SECONDS, metavar='S',
+        help='for the times of --report, three rounds in any case; 0 leaves them out (default: %(default)s)')
 
 
 def predict(parser: argparse.ArgumentParser) -> None:
