@@ -9,10 +9,12 @@ from pathlib import Path
 
 from ..deploy.checkpoint import Checkpoint
 from ..engine.description import Description
+from ..errors import UserError
 from ..export.export import export
 from ..export.target import Target
 from ..export.tensorrt import tensorrt_commands
 from ..files.atomic import check_output_file
+from ..kit.kit import check_kit, write_kit
 from ..precision.quantise import describe_attempt
 from .screen import Screen, open_screen
 from .setup import load_config
@@ -26,20 +28,32 @@ def run(args: argparse.Namespace) -> None:
 def export_engine(args: argparse.Namespace, screen: Screen) -> None:
     """Read the checkpoint once, export, tell what was found, write the page."""
     check_output_file('--report', args.report, '.html', '.htm')
+    if not args.latency_seconds >= 0:
+        raise UserError(
+            f'--latency-seconds is a time of 0 or more, got {args.latency_seconds:g}. 0 leaves measuring out.')
     target = Target(
         args.engine, args.precision, args.shape, args.dynamic, args.argmax, args.preprocess,
         args.calib_images, args.max_drop, args.nms, args.io_dtype)
 
     progress = _timed_progress(screen)
     cfg = load_config(args)
+    if args.kit:
+        check_kit(cfg, Path(args.kit), Path(args.out), target, overwrite=args.overwrite)
     checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
     exported = export(cfg, checkpoint, args.out, target, overwrite=args.overwrite, progress=progress)
 
+    if args.kit:
+        write_kit(cfg, exported, Path(args.kit), calib_images=args.calib_images, progress=progress)
+
     tell(exported.description, exported.path, screen)
+    if args.kit:
+        screen.say(f'Kit to hand over: {args.kit}')
     if args.report:
         from ..report.export_page import export_page
         from ..report.page import write_page
-        write_page(args.report, export_page(exported, cfg, Path(args.config).name))
+        page = export_page(
+            exported, cfg, Path(args.config).name, latency_seconds=args.latency_seconds, progress=progress)
+        write_page(args.report, page)
         screen.say(f'Report: {args.report}')
 
 

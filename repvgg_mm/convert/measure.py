@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -47,21 +48,41 @@ def count_macs(model: nn.Module, *inputs: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
+LEAST_ROUNDS = 2  # that quartiles need
+
+
 @torch.no_grad()
-def interleaved_latency(calls: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, Latency]:
+def interleaved_latency(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    *,
+    pause: float = 0.0,
+    limit: float = math.inf,
+    after_round: Callable[[int], None] = lambda done: None,
+) -> dict[str, Latency]:
     """Time every call once a round, one after the other, so that a busy machine slows all alike.
 
     The first round warms up and is not counted.
+
+    Args:
+        pause: seconds before each call, in which the threads of another library stop waiting busily.
+        limit: seconds after which no other round begins, but for the first `LEAST_ROUNDS`.
+        after_round: called with the number of counted rounds that are done.
     """
+    begin = time.perf_counter()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
+    for done in range(rounds + 1):
+        if done > LEAST_ROUNDS and time.perf_counter() - begin > limit:
+            break
         for name, call in calls.items():
+            time.sleep(pause)
             _synchronise()
             start = time.perf_counter()
             call()
             _synchronise()
             seconds = time.perf_counter() - start
             times[name].append(1000 * seconds)
+        after_round(done)
 
     found = {}
     for name, (_, *counted) in times.items():

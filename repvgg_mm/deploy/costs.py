@@ -41,14 +41,14 @@ class CostRow(NamedTuple):
         return _text(self.training, self.digits), _text(self.deploy, self.digits)
 
 
-def measure_costs(conversion: Conversion) -> Costs:
-    """Parameters, multiply-accumulates and latency of both forms."""
+def measure_costs(conversion: Conversion, *, latency: bool = True) -> Costs:
+    """Parameters, multiply-accumulates and, with `latency`, latency of both forms."""
     trained, deploy, inputs = conversion.trained, conversion.deploy, conversion.inputs
     return Costs(
         blocks=len(blocks_of(deploy)),
         parameters=(count_parameters(trained), count_parameters(deploy)),
         macs=(count_macs(trained, inputs), count_macs(deploy, inputs)),
-        latency=form_latency(trained, deploy, inputs))
+        latency=form_latency(trained, deploy, inputs) if latency else {})
 
 
 def size_rows(parameters: tuple[int, int], macs: tuple[int, int] | None = None) -> list[CostRow]:

@@ -21,6 +21,7 @@ from ..errors import UserError, reason
 from ..openmmlab.config import config_dicts, import_toolbox, read_config
 from ..openmmlab.model import build_model, replace_sync_bn
 
+PAUSE = 0.1  # seconds before a call, where engines are among the models: threads of other libraries go to sleep
 WORK = ('forward', 'norm_eval step', 'training step')
 
 
@@ -193,7 +194,7 @@ def _do(
     for name, engine in engines.items():
         calls[name] = _engine_call(engine, setting.inputs)
 
-    times = interleaved_latency(calls, setting.rounds)
+    times = interleaved_latency(calls, setting.rounds, pause=PAUSE if engines else 0.0)
     rows = []
     for name, model in models.items():
         kept = None if work == 'forward' else saved_bytes(model, setting.inputs, setting.amp) / 2**20

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..convert.measure import Latency
 from ..files.atomic import atomic_path
 from .benchmark import Row
-from .charts import latency_bars
+from .charts import latency_bars, name_above_bars
 
 HEADS = (
     'model', 'work', 'ms, median (quartiles)', 'ratio', 'kept for backward, MiB', 'peak, MiB', 'million parameters',
@@ -75,10 +75,12 @@ def draw(path: Path, rows: Sequence[Row], setting: Mapping[str, str]) -> None:
 
     panels = rows_by_work(rows)
     models = {row.model for row in rows}
-    height = 0.45 * len(models) + 0.9
+    height = 0.7 * len(models) + 0.9
     figure, axes = plt.subplots(len(panels), figsize=(9, height * len(panels) + 0.5), squeeze=False)
     for axis, (work, done) in zip(axes[:, 0], panels.items()):
-        latency_bars(axis, latencies_of(done), [_colour(row) for row in done])
+        latencies = latencies_of(done)
+        latency_bars(axis, latencies, [_colour(row) for row in done])
+        name_above_bars(axis, list(latencies))
         axis.set_title(work)
     axes[-1, 0].set_xlabel('ms, median and quartiles')
 
@@ -97,4 +99,4 @@ def _text(value: float | None, digits: int) -> str:
 def _colour(row: Row) -> str:
     if row.gflops is None:  # an engine
         return 'tab:orange'
-    return 'tab:green' if 'deploy' in row.model else 'tab:blue'
+    return 'tab:purple' if 'deploy' in row.model else 'tab:blue'

@@ -16,7 +16,7 @@ def benchmark_page(rows: Sequence[Row], setting: Mapping[str, str]) -> Page:
     verdicts, sections = [], []
     for work, done in rows_by_work(rows).items():
         fastest = min(done, key=lambda row: row.median_ms)
-        verdicts.append(Verdict(f'{fastest.median_ms:.1f} ms', f'fastest {work}', fastest.model))
+        verdicts.append(Verdict(f'{fastest.median_ms:.1f} ms', f'fastest {work}', fastest.model, good=True))
         sections.append(_section(work, done))
 
     facts = dict(date=now_text())

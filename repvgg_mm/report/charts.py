@@ -7,13 +7,14 @@ import io
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ..convert.measure import Latency
 from .ranges import FUSED, Range
@@ -32,6 +33,7 @@ FORMS = {
     'training': 'training form,\nas evaluated',
     'deploy': 'deploy form',
 }
+NAME_WIDTH = 64  # letters in a line of a bar's name
 NARROW = 5.2  # inches: its text can be read on a telephone
 INKED = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color')
 CLEAR = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor')
@@ -88,18 +90,48 @@ def latency_bars(axis: Axes, latencies: Mapping[str, Latency], colours: Sequence
     axis.invert_yaxis()
 
 
+def name_above_bars(axis: Axes, names: Sequence[str]) -> None:
+    """Names above their bars rather than beside them: however long they are, the bars keep their width."""
+    axis.set_yticks([])
+    axis.set_ylim(len(names) - 0.5, -0.8)
+    for place, (bar, name) in enumerate(zip(axis.patches, names)):
+        bar.set(y=place - 0.22, height=0.5)
+        lines = textwrap.fill(name, NAME_WIDTH)
+        axis.annotate(lines, (0, place - 0.26), xytext=(2, 1), textcoords='offset points', va='bottom')
+
+
 def latency_chart(latencies: Mapping[str, Latency], label: str) -> Markup:
-    """Training forms in blue, branch by branch in grey, whatever is deployed in green."""
-    colours = [_colour_of_form(name) for name in latencies]
+    """Green is what is faster than the first bar, orange what is slower, grey what is computed branch by branch."""
+    first = next(iter(latencies.values()))
+    colours = [_colour_beside(first, name, latency) for name, latency in latencies.items()]
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
         latency_bars(axis, latencies, colours)
+        name_above_bars(axis, list(latencies))
         axis.set_xlabel('ms a call, median and quartiles')
         axis.spines['left'].set_visible(False)
-        axis.tick_params(left=False)
 
-    return svg(draw, NARROW, 0.7 + 0.44 * len(latencies), label)
+    return svg(draw, NARROW, 0.7 + 0.7 * len(latencies), label)
+
+
+def noise_chart(layers: Mapping[str, tuple[float, bool]], label: str) -> Markup:
+    """Signal to noise (dB) of each layer, the noise of all before it included; orange where it stays in float32."""
+    finite = [snr for snr, _ in layers.values() if math.isfinite(snr)]
+    highest = max(finite, default=1.0)
+    heights = [snr if math.isfinite(snr) else highest for snr, _ in layers.values()]
+    colours = [ORANGE if kept else BLUE for _, kept in layers.values()]
+
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        axis.bar(range(1, len(layers) + 1), heights, 0.7, color=colours)
+        axis.axhline(0, color=INK, linewidth=0.6)
+        axis.set_xlim(0.4, len(layers) + 0.6)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel='layer, from the input to the output', ylabel='signal to noise, dB')
+        axis.grid(axis='y')
+
+    return svg(draw, 2 * NARROW, 2.6, label)
 
 
 def error_chart(errors: Mapping[str, float], tolerance: float, label: str) -> Markup:
@@ -189,7 +221,9 @@ def _colours_of_branches(ranges: Mapping[str, Mapping[str, Range]]) -> dict[str,
     return colours
 
 
-def _colour_of_form(name: str) -> str:
+def _colour_beside(first: Latency, name: str, latency: Latency) -> str:
     if 'branch' in name:
         return GREY
-    return BLUE if 'training' in name else GREEN
+    if latency is first or latency.median_ms == first.median_ms:
+        return BLUE
+    return GREEN if latency.median_ms < first.median_ms else ORANGE

@@ -8,14 +8,14 @@ from mmengine.config import Config
 
 from ..convert.compare import TOLERANCE
 from ..deploy.conversion import Conversion
-from ..deploy.costs import CostRow, Costs, conditions, cost_rows
+from ..deploy.costs import CostRow, Costs, conditions, cost_rows, size_rows
 from ..errors import UserError
 from ..openmmlab.model import is_segmentor
 from .charts import FORMS, error_chart, latency_chart, range_chart
-from .facts import change_text, error_verdict, facts_of, size_text
+from .facts import change_text, error_verdict, facts_of, model_title, size_text
 from .page import Chart, Gallery, Page, Section, Table, Verdict
 from .ranges import FUSED, BlockRanges, Range, block_ranges
-from .side_by_side import SideBySide, side_by_side
+from .side_by_side import SCORE, SHIFT, UNLABELLED, SideBySide, side_by_side
 
 WIDE_REM = 64  # of charts with a place for each block
 
@@ -24,7 +24,8 @@ def conversion_page(conversion: Conversion, costs: Costs, cfg: Config, config_na
     """`cfg` is the config that was converted; images come from its validation set if that is there."""
     meta = conversion.meta
     facts = facts_of(
-        config_name, meta['source'], meta['source_sha256'], meta['arch'], meta['versions'], conversion.inputs.shape)
+        config_name, meta['source'], meta['source_sha256'], meta['arch'], meta['versions'], conversion.inputs.shape,
+        cfg)
     sections, picture_verdicts = sections_of_both_forms(conversion, costs, cfg)
     verdicts = [
         error_verdict(conversion.errors, TOLERANCE),
@@ -32,7 +33,8 @@ def conversion_page(conversion: Conversion, costs: Costs, cfg: Config, config_na
         parameter_verdict(costs),
         *picture_verdicts,
     ]
-    return Page(config_name, 'Conversion report', facts, verdicts, sections)
+    title = model_title(conversion.trained, meta['arch'])
+    return Page(f'{title}, {config_name}', 'Conversion report', facts, verdicts, sections)
 
 
 def sections_of_both_forms(
@@ -58,13 +60,16 @@ def sections_of_both_forms(
     sections = [
         _costs_section(conversion, costs),
         _error_section(conversion),
-        _picture_section(pictures, missing),
+        picture_section(
+            'Both forms on real images', pictures, missing,
+            'both forms are those of PyTorch, and the training form computes branch by branch'),
         _weight_section(blocks),
         _activation_section(blocks, source),
     ]
     verdicts = []
     if pictures.comparisons:
-        verdicts.append(_picture_verdict(pictures, 'pixels' if is_segmentor(trained) else 'boxes'))
+        unit = 'pixels' if is_segmentor(trained) else 'boxes'
+        verdicts.append(picture_verdict(pictures, unit, 'predictions of both forms in PyTorch'))
     return sections, verdicts
 
 
@@ -79,28 +84,38 @@ def _latency_verdict(costs: Costs) -> Verdict:
     return Verdict(
         f'{branches / deploy:.2f}x',
         'as fast as branch by branch',
-        f'{branches:.1f} to {deploy:.1f} ms; against the training form as evaluated {training / deploy:.2f}x')
+        f'{branches:.1f} to {deploy:.1f} ms; against the training form as evaluated {training / deploy:.2f}x',
+        good=deploy <= branches)
 
 
-def _picture_verdict(pictures: SideBySide, unit: str) -> Verdict:
+def picture_verdict(pictures: SideBySide, unit: str, words: str) -> Verdict:
+    """How many pixels or boxes of all images differ; `words` say whose."""
     differing = sum(comparison.differing for comparison in pictures.comparisons)
     total = sum(comparison.total for comparison in pictures.comparisons)
     return Verdict(
         f'{differing:,} of {total:,}',
         f'{unit} differ',
-        f'predictions of both forms on {len(pictures.comparisons)} validation images')
+        f'{words}, on {len(pictures.comparisons)} validation images')
 
 
 def _costs_section(conversion: Conversion, costs: Costs) -> Section:
-    table = Table(('', 'training form', 'deploy form', 'change'), [_with_change(row) for row in cost_rows(costs)])
+    text = f'{costs.blocks} RepVGG blocks were fused.'
+    if not costs.latency:  # an export's page has one table of times, the engine's among them
+        return Section('Both forms', text, [_table_of(size_rows(costs.parameters, costs.macs))])
+
+    table = _table_of(cost_rows(costs))
     latency = {title: costs.latency[name] for name, title in FORMS.items()}
     chart = Chart(latency_chart(latency, 'Latency of both forms'), conditions(conversion))
     return Section(
         'Both forms',
-        f'{costs.blocks} RepVGG blocks were fused. As evaluated, each block of the training form is one convolution, '
+        f'{text} As evaluated, each block of the training form is one convolution, '
         'too, whose kernel a CPU keeps between calls; branch by branch is what it costs to compute the branches one '
         'by one, as other implementations do.',
         [table, chart])
+
+
+def _table_of(rows: Sequence[CostRow]) -> Table:
+    return Table(('', 'training form', 'deploy form', 'change'), [_with_change(row) for row in rows])
 
 
 def _with_change(row: CostRow) -> tuple[str, str, str, str]:
@@ -120,8 +135,8 @@ def _error_section(conversion: Conversion) -> Section:
         [Chart(chart, f'Input of {size_text(conversion.inputs.shape)}.')])
 
 
-def _picture_section(pictures: SideBySide, missing: str) -> Section:
-    title = 'On real images'
+def picture_section(title: str, pictures: SideBySide, missing: str, words: str) -> Section:
+    """The images with their pictures and a legend, or why there are none; `words` say who predicts."""
     if missing:
         return Section(title, f'No images were used. {missing}')
     if not pictures.comparisons:
@@ -129,8 +144,17 @@ def _picture_section(pictures: SideBySide, missing: str) -> Section:
     return Section(
         title,
         'Images at even distances of the validation set of the config, through the pipeline and post-processing of the '
-        'toolbox; the training form computes branch by branch.',
-        [Gallery(pictures.comparisons, pictures.legend)])
+        f'toolbox; {words}.',
+        [Gallery(pictures.comparisons, pictures.legend, legend_words(pictures))])
+
+
+def legend_words(pictures: SideBySide) -> str:
+    """What marks mean that are not classes."""
+    if pictures.legend[-1:] and pictures.legend[-1][0] == UNLABELLED:
+        return 'In the last picture of a row, pink marks the pixels that differ.'
+    return (
+        f'A number is the score in percent; boxes below {100 * SCORE:.0f} are not drawn. In the last picture of a row, '
+        f'pink marks boxes without a counterpart of the same class within {SHIFT:g} pixel.')
 
 
 def _weight_section(blocks: Sequence[BlockRanges]) -> Section:

@@ -1,48 +1,88 @@
-"""The page of an export: the engine, and both forms of the model that it was made of."""
+"""The page of an export: what the engine predicts, what it costs, and both forms of the model that it was made of."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 
 import torch
 from mmengine.config import Config
+from torch import Tensor, nn
 
+from ..block import branch_by_branch
 from ..convert.measure import Latency, interleaved_latency
 from ..deploy.costs import measure_costs
 from ..engine.description import Description, Quantisation
 from ..engine.engine import Engine
+from ..engine.model import EngineModel
+from ..errors import UserError
 from ..export.export import Exported
 from ..export.networks import network_of
-from .charts import error_chart, latency_chart
-from .conversion_page import parameter_verdict, sections_of_both_forms
-from .facts import error_verdict, facts_of, size_text
+from ..openmmlab.data import validation_set
+from .charts import error_chart, latency_chart, noise_chart
+from .conversion_page import WIDE_REM, parameter_verdict, picture_section, picture_verdict, sections_of_both_forms
+from .facts import error_verdict, facts_of, model_title, size_text
 from .page import Chart, Page, Section, Table, Verdict
+from .side_by_side import SideBySide, side_by_side
 
+ENGINE, DEPLOY = 'engine', 'deploy form in PyTorch'
+TRAINING, BRANCHES = 'training form in PyTorch, as evaluated', 'training form in PyTorch, branch by branch'
+PAUSE = 0.1  # seconds before each timed call
+ROUNDS = 15
+SAID_AFTER = 5  # rounds
 LONGEST_OPEN_TABLE = 12  # rows
+Progress = Callable[[str], None]
 
 
-def export_page(exported: Exported, cfg: Config, config_name: str) -> Page:
-    """With the sections of a conversion if the checkpoint was in training form."""
+def export_page(
+    exported: Exported,
+    cfg: Config,
+    config_name: str,
+    *,
+    latency_seconds: float = 60.0,
+    progress: Progress = lambda step: None,
+) -> Page:
+    """With the sections of a conversion if the checkpoint was in training form.
+
+    Args:
+        latency_seconds: as the limit of `engine_latency`; 0 leaves times out.
+    """
     description, conversion = exported.description, exported.conversion
-    latencies = engine_latency(exported)
+    model = exported.reference.model
+    verdicts, sections = [], []
 
-    verdicts = [
-        error_verdict(
-            _errors(description), description.tolerance, f'engine against PyTorch{_before_quantising(description)}'),
-        _engine_verdict(latencies),
-    ]
-    sections = [_engine_section(description), _latency_section(exported, latencies)]
+    found = description.quantisation
+    if found is not None:
+        verdicts.append(_quantisation_verdict(found, description.precision))
 
-    if description.quantisation is not None:
-        verdicts.insert(0, _quantisation_verdict(description.quantisation))
-        sections.append(_quantisation_section(description.quantisation))
+    progress('Predicting images with the engine and the deploy form')
+    pictures, missing = _predictions(exported, cfg)
+    sections.append(picture_section(
+        'The engine on real images', pictures, missing,
+        f'the deploy form is computed by PyTorch in float32, the engine is {exported.path.name} in '
+        f'{description.precision}'))
+    if pictures.comparisons:
+        unit = 'pixels' if description.task == 'segmentation' else 'boxes'
+        verdicts.append(picture_verdict(pictures, unit, 'between engine and deploy form in PyTorch'))
+
+    if found is None:  # else it would be that of an engine that is not written
+        verdicts.append(error_verdict(_errors(description), description.tolerance, 'engine against PyTorch'))
+    else:
+        sections.append(_quantisation_section(found, description.precision, cfg))
+    sections.append(_engine_section(description))
+
+    if latency_seconds > 0:
+        latencies, rounds = engine_latency(exported, limit=latency_seconds, progress=progress)
+        verdicts.append(_engine_verdict(latencies))
+        sections.append(_latency_section(exported, latencies, rounds))
 
     if conversion is not None:
-        costs = measure_costs(conversion)
-        forms, more = sections_of_both_forms(conversion, costs, cfg)
-        verdicts += [parameter_verdict(costs), *more]
+        progress('Comparing both forms in PyTorch')
+        costs = measure_costs(conversion, latency=False)
+        forms, _ = sections_of_both_forms(conversion, costs, cfg)
+        verdicts.append(parameter_verdict(costs))
         sections += forms
     else:
         sections.append(Section(
@@ -53,44 +93,80 @@ def export_page(exported: Exported, cfg: Config, config_name: str) -> Page:
 
     facts = facts_of(
         config_name, description.source, description.source_sha256, description.arch, description.versions,
-        exported.inputs[0].shape)
+        exported.inputs[0].shape, cfg)
     kind = f'Engine report · {description.engine} {description.precision}'
-    return Page(config_name, kind, facts, verdicts, sections)
+    title = model_title(model, description.arch)
+    return Page(f'{title}, {config_name}', kind, facts, verdicts, sections)
 
 
-def engine_latency(exported: Exported, rounds: int = 15) -> dict[str, Latency]:
-    """Of calls with the image on which the engine was compared: PyTorch's forms and 'engine'.
+def _predictions(exported: Exported, cfg: Config) -> tuple[SideBySide, str]:
+    """Of the deploy form and of the engine on images of the validation set, or why there are none."""
+    try:
+        engine = EngineModel(cfg, Engine(exported.path, threads=torch.get_num_threads()))
+        models = {'deploy form, PyTorch': exported.reference.model, f'engine, {exported.description.precision}': engine}
+        return side_by_side(cfg, models), ''
+    except UserError as error:
+        return SideBySide([], [], []), str(error)
 
-    One after the other, not interleaved: the threads of one library wait busily for a while after each call
-    and would slow the next one's.
+
+def engine_latency(
+    exported: Exported, rounds: int = ROUNDS, *, limit: float = math.inf, progress: Progress = lambda step: None
+) -> tuple[dict[str, Latency], int]:
+    """Of calls with the image on which the engine was compared, and the number of rounds in which each was called.
+
+    Interleaved, with a pause of `PAUSE` before each call: the threads of one library wait busily for a while after a
+    call and would slow the next one's. All have as many threads as torch.
+
+    Args:
+        limit: seconds after which no other round begins.
     """
     image = exported.inputs[0]
-    calls = {}
+    engine = Engine(exported.path, threads=torch.get_num_threads())
+    calls = {DEPLOY: partial(exported.reference, image), ENGINE: partial(engine, image.numpy())}
     if exported.conversion is not None:
-        trained = network_of(exported.conversion.trained, exported.reference.preprocess)
-        calls['PyTorch, training form'] = partial(trained, image)
-    calls['PyTorch, deploy form'] = partial(exported.reference, image)
-    calls['engine'] = partial(Engine(exported.path), image.numpy())
+        nms = exported.description.nms == 'inside'
+        trained = network_of(exported.conversion.trained, exported.reference.preprocess, nms=nms)
+        calls[TRAINING] = partial(trained, image)
+        calls[BRANCHES] = partial(_by_branch, trained, image)
 
-    latencies = {}
-    for name, call in calls.items():
-        latencies |= interleaved_latency({name: call}, rounds)
-    return latencies
+    done = 0
+
+    def after_round(number: int) -> None:
+        nonlocal done
+        done = number
+        if number % SAID_AFTER == 0:
+            progress(f'Measured latency in {number} of {rounds} rounds' if number else 'Measuring latency')
+
+    latencies = interleaved_latency(calls, rounds, pause=PAUSE, limit=limit, after_round=after_round)
+    return latencies, done
+
+
+def _by_branch(network: nn.Module, image: Tensor) -> None:
+    with branch_by_branch(network.model):
+        network(image)
 
 
 def _engine_verdict(latencies: Mapping[str, Latency]) -> Verdict:
-    engine, torch_form = latencies['engine'].median_ms, latencies['PyTorch, deploy form'].median_ms
+    engine, torch_form = latencies[ENGINE].median_ms, latencies[DEPLOY].median_ms
     return Verdict(
         f'{engine:.1f} ms',
         'a call of the engine',
-        f'{torch_form / engine:.2f}x as fast as the deploy form in PyTorch ({torch_form:.1f} ms)')
+        f'{torch_form / engine:.2f}x as fast as the deploy form in PyTorch ({torch_form:.1f} ms)',
+        good=engine <= torch_form)
 
 
-def _quantisation_verdict(found: Quantisation) -> Verdict:
+def _quantisation_verdict(found: Quantisation, precision: str) -> Verdict:
     return Verdict(
         f'{found.int8:.2f}',
-        f'{found.metric} in int8',
-        f'{found.float32:.2f} in float32, on the validation set')
+        f'{found.metric} of the {precision} engine',
+        f'{found.float32:.2f} in float32; {drop_text(found)}, on the validation set',
+        good=found.drop <= found.max_drop)
+
+
+def drop_text(found: Quantisation) -> str:
+    """Such as 'a drop of 0.27 points, of at most 1 allowed'."""
+    change = f'a drop of {found.drop:.2f}' if found.drop >= 0 else f'a gain of {-found.drop:.2f}'
+    return f'{change} points, at most {found.max_drop:g} may be lost'
 
 
 def _engine_section(description: Description) -> Section:
@@ -111,8 +187,8 @@ def _engine_section(description: Description) -> Section:
 
     chart = error_chart(_errors(description), description.tolerance, 'Relative error of each output of the engine')
     caption = (
-        f'The engine{_before_quantising(description)} beside PyTorch on the same random input; above the line '
-        'nothing is written.')
+        f'The engine{_before_quantising(description)} beside the deploy form in PyTorch, on the same random input; '
+        'above the line nothing is written.')
     return Section('The engine', '', [Table(('', ''), rows), Chart(chart, caption), _graph_table(description.graph)])
 
 
@@ -126,32 +202,64 @@ def _graph_table(graph: Mapping[str, int]) -> Table:
     return Table(('operator', 'in the graph'), rows, caption, folded=True)
 
 
-def _latency_section(exported: Exported, latencies: Mapping[str, Latency]) -> Section:
-    slowest = next(iter(latencies.values()))  # the first, with which the others are compared
+def _latency_section(exported: Exported, latencies: Mapping[str, Latency], rounds: int) -> Section:
+    first = latencies[DEPLOY]
     rows = []
     for name, found in latencies.items():
-        quartiles = f'{found.lower_ms:.2f} to {found.upper_ms:.2f}'
-        rows.append((name, f'{found.median_ms:.2f}', quartiles, f'{slowest.median_ms / found.median_ms:.2f}x'))
+        quartiles = f'{found.lower_ms:.1f} to {found.upper_ms:.1f}'
+        rows.append((name, f'{found.median_ms:.1f}', quartiles, f'{first.median_ms / found.median_ms:.2f}x'))
 
     caption = (
-        f'15 calls each with {size_text(exported.inputs[0].shape)}, one model after the other, post-processing not '
-        f'included; {torch.get_num_threads()} threads in PyTorch, the engine as its library chooses.')
+        f'{rounds} rounds with {size_text(exported.inputs[0].shape)}, in each of which every one is called once, after '
+        f'a pause of {PAUSE:g} s, so that the threads of one library do not slow the next; post-processing not '
+        f'included; {torch.get_num_threads()} threads each.')
     chart = Chart(latency_chart(latencies, 'Latency of the engine and PyTorch'))
-    return Section('Engine and PyTorch', '', [chart, Table(('', 'ms, median', 'quartiles', 'as fast'), rows, caption)])
+    head = ('', 'ms, median', 'quartiles', 'as fast as the deploy form')
+    return Section('Latency', '', [chart, Table(head, rows, caption)])
 
 
-def _quantisation_section(found: Quantisation) -> Section:
-    """Figures in one table, the attempts and the layers in one each."""
-    figures, parts = [], []
-    for name, value in asdict(found).items():
-        if isinstance(value, list) and value:
-            parts.append(_list_table(name, value))
-        else:
-            figures.append((_words(name), _cell(value)))
-    return Section('Quantisation', '', [Table(('', ''), figures), *parts])
+def _quantisation_section(found: Quantisation, precision: str, cfg: Config) -> Section:
+    """What it cost in words, the noise of each layer, and what was tried."""
+    text = (
+        f'{found.metric} is {found.float32:.2f} in float32 and {found.int8:.2f} in {precision}: {drop_text(found)}. It '
+        f'was measured on {_images_of_validation(cfg)}; ranges come from {found.calib_images} calibration images of '
+        'the training set.')
+
+    parts = []
+    kept = set(found.tried[-1].float32) if found.tried else set()
+    noise = _noise_by_layer(found.layers, kept)
+    if noise:
+        worst = min(noise, key=lambda name: noise[name][0])
+        caption = (
+            f'Noisiest is {worst} with {noise[worst][0]:.1f} dB. '
+            'Signal to noise of each convolution\'s output, the noise of all before it included: 20 dB are noise of '
+            'a tenth of the signal. Orange stays in float32.')
+        parts.append(Chart(noise_chart(noise, 'Noise of each layer'), caption, WIDE_REM))
+    if found.layers:
+        parts.append(_list_table('layers', found.layers, folded=True))
+    if found.tried:
+        parts.append(_list_table('tried', [asdict(attempt) for attempt in found.tried]))
+    return Section(f'What {precision} costs', text, parts)
 
 
-def _list_table(name: str, rows: Sequence[Mapping]) -> Table:
+def _images_of_validation(cfg: Config) -> str:
+    try:
+        return f'{len(validation_set(cfg)):,} validation images'
+    except UserError:
+        return 'the validation set'
+
+
+def _noise_by_layer(layers: Sequence[Mapping], kept: set[str]) -> dict[str, tuple[float, bool]]:
+    """Signal to noise of each layer that has it, by its name, and whether it stays in float32."""
+    noise = {}
+    for layer in layers:
+        name = next(iter(layer.values()))
+        if isinstance(layer.get('snr_db'), (int, float)):
+            noise[str(name)] = (float(layer['snr_db']), name in kept)
+    return noise
+
+
+def _list_table(name: str, rows: Sequence[Mapping], *, folded: bool = False) -> Table:
     keys: dict[str, None] = {}
     for row in rows:
         keys |= dict.fromkeys(row)
@@ -160,7 +268,7 @@ def _list_table(name: str, rows: Sequence[Mapping]) -> Table:
     for row in rows:
         cells.append([_cell(row.get(key, '')) for key in keys])
     head = [_words(key) for key in keys]
-    return Table(head, cells, f'{_words(name)} ({len(rows)})', folded=len(rows) > LONGEST_OPEN_TABLE)
+    return Table(head, cells, f'{_words(name)} ({len(rows)})', folded=folded or len(rows) > LONGEST_OPEN_TABLE)
 
 
 def _errors(description: Description) -> dict[str, float]:

@@ -44,6 +44,7 @@ class Gallery:
 
     comparisons: list[ImageComparison]
     legend: list[tuple[str, str]]
+    caption: str = ''
     kind: str = 'gallery'
 
 
@@ -56,11 +57,15 @@ class Section:
 
 @dataclass
 class Verdict:
-    """One figure that a reader should see first: its value, what it is, and a line about it."""
+    """One figure that a reader should see first: its value, what it is, and a line about it.
+
+    `good` colours it: green or, if False, orange.
+    """
 
     value: str
     name: str
     words: str = ''
+    good: bool | None = None
 
 
 @dataclass

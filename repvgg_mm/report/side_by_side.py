@@ -22,6 +22,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..block import branch_by_branch
+from ..engine.model import EngineModel
 from ..errors import UserError, first_line
 from ..openmmlab.config import config_dicts
 from ..openmmlab.data import palette_of, validation_set
@@ -89,7 +90,8 @@ def draw_boxes(axis: Axes, image: np.ndarray, sample: BaseDataElement, kind: str
 def side_by_side(cfg: Config, models: dict[str, nn.Module], count: int = 4) -> SideBySide:
     """Images at even distances of the validation set, with the truth and the predictions of two models in eval mode.
 
-    A training form predicts branch by branch: fused on the fly it would only be compared with itself.
+    A training form predicts branch by branch: fused on the fly it would only be compared with itself. An engine is an
+    `EngineModel`; the first of `models` is a model of PyTorch.
 
     Models that are neither segmentors nor detectors are not drawn.
 
@@ -173,6 +175,10 @@ def _comparison(
         grey = image.mean(2, keepdims=True).repeat(3, 2) * 0.45 + 80
         axis.imshow(grey.astype(np.uint8), extent=extent)
         difference.mark(axis, extent)
+        if not difference.count:
+            axis.text(
+                0.5, 0.5, 'no difference', transform=axis.transAxes, ha='center', va='center', color='white',
+                bbox=dict(facecolor='black', edgecolor='none', alpha=0.7))
 
     pictures.append(_picture('where they differ', draw_difference, image))
     name = Path(truth.get('img_path', '')).name
@@ -260,6 +266,8 @@ def _picture(title: str, draw: Callable[[Axes], object], image: np.ndarray, mask
 
 def _complete(model: nn.Module, cfg: Config) -> None:
     """Give a model whose config names the data preprocessor beside it that one, as a Runner does."""
+    if isinstance(model, EngineModel):
+        return  # it has the one that goes with its engine
     inside = any(part.get('data_preprocessor') for part in config_dicts(cfg.model))
     if cfg.get('data_preprocessor') and not inside:
         model.data_preprocessor = MODELS.build(cfg.data_preprocessor)

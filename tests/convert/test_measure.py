@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import torch
 from helpers import block
@@ -35,6 +36,16 @@ def test_calls_are_interleaved_and_the_first_round_is_not_counted():
     assert order == ['short', 'long'] * 6
     assert 2 <= found['short'].median_ms < 20 <= found['long'].median_ms < 100  # warm-up: 100
     assert found['long'].lower_ms <= found['long'].median_ms <= found['long'].upper_ms
+
+
+def test_rounds_end_at_the_limit_and_calls_are_apart_by_the_pause():
+    times, rounds = [], []
+    found = interleaved_latency(
+        {'a': lambda: times.append(time.perf_counter())}, 50, pause=0.02, limit=0.0, after_round=rounds.append)
+    assert rounds == [0, 1, 2] and len(times) == 3  # one to warm up, two that quartiles need
+    assert min(after - before for before, after in pairwise(times)) >= 0.02 and found['a'].median_ms < 20
+    interleaved_latency({'a': lambda: None}, 4, after_round=rounds.append)
+    assert rounds[3:] == [0, 1, 2, 3, 4]
 
 
 def test_every_form_is_called_as_it_is_named(monkeypatch):

@@ -18,6 +18,8 @@ from repvgg_mm.report.charts import (
     error_chart,
     latency_bars,
     latency_chart,
+    name_above_bars,
+    noise_chart,
     range_chart,
     svg,
 )
@@ -57,12 +59,36 @@ def test_a_bar_is_the_median_and_its_line_reaches_the_quartiles():
     assert axis.get_xlim() == (0, pytest.approx(1.35 * 6)) and axis.yaxis_inverted()
 
 
-def test_forms_have_their_colours():
-    latencies = {'training form,\nbranch by branch': Latency(3, 2, 4), 'training form': Latency(2, 1, 3),
-                 'deploy form': Latency(1, 1, 1)}
+def test_green_is_faster_than_the_first_and_orange_slower():
+    latencies = {'deploy form': Latency(2, 1, 3), 'engine': Latency(1, 1, 1), 'slow engine': Latency(2.5, 2, 3),
+                 'training form, branch by branch': Latency(3, 2, 4)}
     chart = latency_chart(latencies, 'forms')
-    places = [chart.index(colour) for colour in (GREY, BLUE, GREEN)]
-    assert places == sorted(places)
+    bars = [colour for colour in re.findall('fill: (#[0-9a-f]{6})', chart) if colour in (BLUE, GREEN, ORANGE, GREY)]
+    assert bars == [BLUE, GREEN, ORANGE, GREY]
+
+
+def test_long_names_and_long_times_stay_inside_the_picture():
+    figure = Figure(figsize=(5.2, 2.5), layout='constrained')
+    axis = figure.subplots()
+    name = 'onnxruntime fp32, ' + 'a/long/path/' * 12 + 'engine.onnx'
+    latency_bars(axis, {name: Latency(4484.7, 4400, 4500), 'b': Latency(12, 11, 13)}, ['red', 'blue'])
+    name_above_bars(axis, [name, 'b'])
+    figure.draw_without_rendering()
+    words = [text.get_text() for text in axis.texts]
+    assert words[:2] == ['4484.7 ms', '12.0 ms']
+    assert re.sub(r'\s', '', words[2]) == name.replace(' ', '')
+    for text in axis.texts:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text.get_text()
+    assert axis.get_position().width > 0.9  # names took nothing from the bars
+
+
+def test_noise_of_a_layer_is_a_bar_and_orange_where_it_stays_in_float32():
+    layers = {'stem': (12.5, True), 'stage_1.0': (30.0, False), 'exact': (float('inf'), False)}
+    chart = noise_chart(layers, 'noise')
+    bars = [colour for colour in re.findall('fill: (#[0-9a-f]{6})', chart) if colour in (BLUE, ORANGE)]
+    assert bars == [ORANGE, BLUE, BLUE]
+    assert {'1', '3', 'signal to noise, dB'} <= set(re.findall(r'>([^<>\n]+)</text>', chart))
 
 
 def test_ranges_have_a_colour_a_branch_and_green_for_the_fused_convolution():

@@ -14,8 +14,8 @@ from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.description import Attempt, Quantisation
 from repvgg_mm.export.export import export
 from repvgg_mm.export.target import Target
-from repvgg_mm.report.export_page import engine_latency, export_page
-from repvgg_mm.report.page import Table, render
+from repvgg_mm.report.export_page import BRANCHES, DEPLOY, ENGINE, TRAINING, drop_text, engine_latency, export_page
+from repvgg_mm.report.page import Chart, Table, render
 
 
 @pytest.mark.stack
@@ -29,10 +29,10 @@ def test_the_export_tool(tmp_path):
     page = read((tmp_path / 'engine' / 'report.html').read_text())
     meta = json.loads((tmp_path / 'engine' / 'engine.json').read_text())
     assert 'No images were used. BaseSegDataset' in page.text
-    for part in (*meta['files'].values(), f'{meta["compared"][0]["errors"]["logits"]:.1e}', 'PyTorch, training form',
+    for part in (*meta['files'].values(), f'{meta["compared"][0]["errors"]["logits"]:.1e}', TRAINING, BRANCHES,
                  f'{meta["graph"]["Conv"]} of them convolutions', 'RepVGG blocks were fused'):
         assert part in page.text, part
-    assert 'Quantisation' not in page.text
+    assert 'What fp32 costs' not in page.text and page.text.count('ms, median') == 1  # one table of times
 
 
 @pytest.fixture(scope='module')
@@ -55,35 +55,57 @@ def quantisation(layers: list[dict]) -> Quantisation:
 def test_an_engine_from_a_deploy_form_and_its_quantisation(exported, converted):
     layers = [dict(layer='stem', snr_db=31.256, range=[-1.5, 2]), dict(layer='stage_1.0')]
     quantised = replace(exported, description=replace(exported.description, quantisation=quantisation(layers)))
-    page = read(render(export_page(quantised, converted[2], 'config.py')))
-    for part in ('the checkpoint was in deploy form already'.capitalize(), 'Quantisation', 'calib images', '64',
-                 'snr db', '31.26', '-1.5, 2', '41.47', 'mIoU in int8', '41.74 in float32', 'before quantising'):
-        assert part in page.text, part
+    page = export_page(quantised, converted[2], 'config.py', latency_seconds=0)
+    text = read(render(page)).text
+    for part in ('the checkpoint was in deploy form already'.capitalize(), 'snr db', '31.26', '-1.5, 2',
+                 'mIoU is 41.74 in float32 and 41.47 in', 'a drop of 0.27 points, at most 1 may be lost',
+                 'on 5 validation images', '64 calibration images', 'before quantising'):
+        assert part in text, part
+    assert 'Latency' not in [section.title for section in page.sections]
+    assert 'worst relative error' not in [verdict.name for verdict in page.verdicts]  # of an engine not written
 
 
-@pytest.mark.parametrize('count', [12, 13])
-def test_a_long_table_of_layers_is_folded(count, exported, converted):
+def test_a_gain_is_no_drop():
+    assert drop_text(replace(quantisation([]), drop=-0.1)) == 'a gain of 0.10 points, at most 1 may be lost'
+
+
+def test_the_engine_predicts_the_images_beside_the_deploy_form(exported, converted):
+    page = export_page(exported, converted[2], 'deploy.py', latency_seconds=0)
+    assert page.title == 'PSPHead, deploy.py'
+    section = page.sections[0]
+    gallery, = section.parts
+    assert section.title == 'The engine on real images' and len(gallery.comparisons) == 4
+    titles = [picture.title for picture in gallery.comparisons[0].pictures]
+    assert titles == ['image', 'ground truth', 'deploy form, PyTorch', 'engine, fp32', 'where they differ']
+    verdict, = (verdict for verdict in page.verdicts if 'between engine and deploy form' in verdict.words)
+    differing = sum(comparison.differing for comparison in gallery.comparisons)
+    assert verdict.value == f'{differing:,} of {4 * 64 * 64:,}' and differing < 40
+
+
+@pytest.mark.parametrize('count', [1, 13])
+def test_noise_is_a_picture_and_its_table_is_folded(count, exported, converted):
     layers = [dict(layer=f'layer {number}', snr_db=30.0) for number in range(count)]
     quantised = replace(exported, description=replace(exported.description, quantisation=quantisation(layers)))
-    page = export_page(quantised, converted[2], 'config.py')
-    section, = (section for section in page.sections if section.title == 'Quantisation')
-    figures, tried, layers = section.parts
-    assert all(isinstance(part, Table) for part in section.parts)
-    assert ('max drop', '1') in figures.rows and tried.caption == 'tried (1)'
-    assert tried.rows == [['True', 'stem', '41.47']]
-    assert (layers.caption, layers.folded) == (f'layers ({count})', count > 12)
+    page = export_page(quantised, converted[2], 'config.py', latency_seconds=0)
+    section, = (section for section in page.sections if section.title.startswith('What '))
+    noise, layers, tried = section.parts
+    assert isinstance(noise, Chart) and all(isinstance(part, Table) for part in (layers, tried))
+    assert tried.caption == 'tried (1)' and tried.rows == [['True', 'stem', '41.47']]
+    assert (layers.caption, layers.folded) == (f'layers ({count})', True)
 
 
 def test_times_are_those_of_the_engine_and_of_each_form_in_pytorch(exported, converted):
-    assert list(engine_latency(exported, rounds=2)) == ['PyTorch, deploy form', 'engine']
-    both = replace(exported, conversion=converted[0])
-    latencies = engine_latency(both, rounds=2)
-    assert list(latencies) == ['PyTorch, training form', 'PyTorch, deploy form', 'engine']
+    assert list(engine_latency(exported, rounds=2)[0]) == [DEPLOY, ENGINE]
+    both, said = replace(exported, conversion=converted[0]), []
+    latencies, rounds = engine_latency(both, rounds=5, progress=said.append)
+    assert rounds == 5 and said == ['Measuring latency', 'Measured latency in 5 of 5 rounds']
+    assert engine_latency(both, rounds=5, limit=0)[1] == 2
+    assert list(latencies) == [DEPLOY, ENGINE, TRAINING, BRANCHES]
     assert all(latency.median_ms > 0 for latency in latencies.values())
 
 
 def test_input_and_graph_are_those_of_the_description(exported, converted):
-    page = export_page(exported, converted[2], 'config.py')
+    page = export_page(exported, converted[2], 'config.py', latency_seconds=0)
     engine = next(section for section in page.sections if section.title == 'The engine')
     rows, _, graph = engine.parts
     assert ('input', 'image, uint8 NHWC 1 x 64 x 64 x 3') in rows.rows
@@ -91,5 +113,5 @@ def test_input_and_graph_are_those_of_the_description(exported, converted):
     counts = [int(count) for _, count in graph.rows]
     assert counts == sorted(counts, reverse=True) and sum(counts) == sum(exported.description.graph.values())
     described = replace(exported.description, nms='outside the engine')
-    page = export_page(replace(exported, description=described), converted[2], 'config.py')
+    page = export_page(replace(exported, description=described), converted[2], 'config.py', latency_seconds=0)
     assert 'outside the engine' in read(render(page)).text
