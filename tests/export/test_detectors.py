@@ -106,6 +106,34 @@ def test_sampling_equals_mmcvs_deformable_convolution():
     torch.testing.assert_close(sample_at(features, offsets), expected, rtol=1e-5, atol=1e-5)
 
 
+class BestOfLevel(nn.Module):
+    """Of rows (N, P, 7), boxes beside scores."""
+
+    def __init__(self, network: DetectorWithNms) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return self.network.best(rows[..., :4], rows[..., 4:])
+
+
+def test_a_level_of_any_size_has_fewer_pairs_than_nms_pre_or_more(tmp_path):
+    best = BestOfLevel(with_nms('RetinaNet', dict(nms_pre=20, score_thr=0.25))[1])
+    random = torch.Generator().manual_seed(0)
+    example = torch.rand(2, 9, 7, generator=random)
+    onnx.save(to_onnx(best, example, best.network.outputs, (0, 1)), tmp_path / 'best.onnx')
+    session = onnxruntime.InferenceSession(tmp_path / 'best.onnx')
+    for priors, expected in ((5, 15), (50, 20)):
+        rows = torch.rand(1, priors, 7, generator=random)
+        boxes, scores, labels = map(torch.from_numpy, session.run(None, dict(image=rows.numpy())))
+        assert scores.shape == (1, expected) and boxes.shape == (1, expected, 4)
+        pairs = rows[0, :, 4:].flatten().sort(descending=True)
+        wanted, chosen = pairs.values[:expected], pairs.indices[:expected]
+        torch.testing.assert_close(scores[0], torch.where(wanted > 0.25, wanted, 0.), **EXACT)
+        torch.testing.assert_close(boxes[0], rows[0, chosen // 3, :4], **EXACT)
+        torch.testing.assert_close(labels[0], chosen % 3, **EXACT)
+
+
 def test_boxes_are_cut_off_at_the_image():
     boxes = torch.tensor([[[-1., -2, 30, 40], [5, 6, 7, 8], [25, 3, 27, 4]]])
     expected = torch.tensor([[[0., 0, 20, 10], [5, 6, 7, 8], [20, 3, 20, 4]]])
