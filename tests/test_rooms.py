@@ -18,7 +18,7 @@ PAPER = ['registry', 'archs', 'fusion', 'branch_sum', 'block', 'layouts', 'pretr
 TORCH_PAPER = set(PAPER) - {'registry', 'backbone'}
 ROOMS = [
     'files', 'convert', 'openmmlab', 'training', 'deploy', 'engine', 'precision', 'export', 'inference', 'report',
-    'demo', 'commands']
+    'demo', 'kit', 'commands']
 
 # What may be imported of this package (paper files and rooms) and of the outside world besides the standard library.
 ALLOWED = {
@@ -48,7 +48,8 @@ ALLOWED = {
         'torch', 'numpy', 'mmengine', 'mmdet', 'cv2', 'matplotlib', 'jinja2', 'markupsafe'}),
     'demo': ({*PAPER, 'files', 'convert', 'openmmlab', 'deploy', 'report'}, {
         'torch', 'numpy', 'mmengine', 'matplotlib', 'cv2'}),
-    'commands': ({*PAPER, *ROOMS[:11]}, {'torch', 'mmengine', 'argcomplete'}),
+    'kit': ({*PAPER, *ROOMS[:8]}, {'numpy', 'mmengine', 'onnxruntime'}),
+    'commands': ({*PAPER, *ROOMS[:12]}, {'torch', 'mmengine', 'argcomplete'}),
 }
 # Files that may import less than their room: they work where torch or MMEngine is not installed.
 NARROWER = {
@@ -62,6 +63,7 @@ NARROWER = {
     'engine/runtimes': (set(), {'numpy'}),
     'engine/engine': (set(), {'numpy'}),
     'engine/detections': (set(), {'numpy'}),
+    'kit/check': (set(), {'numpy', 'onnxruntime'}),
 }
 # Only these files of torch-alone rooms touch MMEngine, inside functions.
 MMENGINE_WHERE_CALLED = {'convert/raw_outputs', 'files/checkpoint', 'files/download', 'files/unpickler'}

@@ -62,9 +62,9 @@ def atomic_path(path: str | PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | PathLike) -> Iterator[Path]:
-    """A temporary folder whose files are in the folder `path` if the body succeeds, and gone if not.
+    """A temporary folder whose content is in the folder `path` if the body succeeds, and gone if not.
 
-    `path` is made, or keeps its other files; a file of the same name is replaced. Where it is new, all
+    `path` is made, or keeps its other content; a file or folder of the same name is replaced. Where it is new, all
     files appear in one step. What a killed process left is removed, as in `atomic_path`.
 
     Raises:
@@ -116,7 +116,7 @@ def check_output_file(flag: str, path: Path | None, *suffixes: str) -> None:
             'Choose a folder that you can write to.') from None
 
 
-def check_output_folder(folder: Path, overwrite: bool) -> None:
+def check_output_folder(folder: Path, overwrite: bool, flag: str = '--out') -> None:
     """Raise UserError if `folder` is a file, or not empty and not to be overwritten.
 
     What a killed `atomic_folder` left in it is removed and does not count.
@@ -125,26 +125,29 @@ def check_output_folder(folder: Path, overwrite: bool) -> None:
         return
 
     if not folder.is_dir():
-        raise UserError(f'--out is a folder, and {folder} is a file. Choose another name.')
+        raise UserError(f'{flag} is a folder, and {folder} is a file. Choose another name.')
 
     _remove_abandoned(folder, folder.name)
     content = list(folder.iterdir())
     if content and not overwrite:
         raise UserError(
-            f'--out is a new or empty folder, and {folder} holds {len(content)} files. '
+            f'{flag} is a new or empty folder, and {folder} holds {len(content)} files. '
             'Choose another, or add --overwrite.')
 
 
 def _move_files(temporary: Path, path: Path, existed: bool) -> None:
-    """Let the files of a folder be those of `path`: one by one where it was there before, all in one step if not."""
-    files = sorted(temporary.iterdir())
-    for file in files:
-        _sync_file(file)
-        file.chmod(0o666 & ~_umask())
+    """Let the content of a folder be that of `path`: one by one where it was there before, all in one step if not."""
+    for inside in temporary.rglob('*'):
+        if inside.is_file():
+            _sync_file(inside)
+            inside.chmod(0o666 & ~_umask())
 
     if existed:
-        for file in files:
-            os.replace(file, path / file.name)
+        for moved in sorted(temporary.iterdir()):
+            target = path / moved.name
+            if moved.is_dir() and target.is_dir():
+                shutil.rmtree(target)
+            os.replace(moved, target)
     else:
         temporary.chmod(0o777 & ~_umask())
         os.replace(temporary, path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
@@ -14,24 +17,42 @@ from ..openmmlab.data import training_set
 
 
 def calibration_images(cfg: Config, engine: Engine, count: int) -> list[np.ndarray]:
-    """Inputs of `engine` for `count` training images, evenly spread, as the config's tests would prepare them.
-
-    All images of a smaller training set. What the engine is fed is recorded while it stands in the toolbox's
-    own inference, so padding, normalisation and the windows of slide inference are those of a test; of an
-    image with several windows one is taken, the first of the first image, the second of the second.
+    """Inputs of `engine` for `count` training images, evenly spread, or for all of a smaller training set.
 
     Raises:
         UserError: the config has no training data or it is missing, or the engine does
             not take such images.
     """
     dataset = training_set(cfg)
+    return inputs_of(cfg, engine, dataset, evenly_spread(len(dataset), count))
+
+
+def evenly_spread(size: int, count: int) -> list[int]:
+    """`count` of the numbers below `size`, or all of them."""
+    count = min(count, size)
+    return [i * size // count for i in range(count)]
+
+
+def picture_names(dataset: BaseDataset, chosen: Sequence[int]) -> list[str]:
+    """Of files, without their folders."""
+    return [Path(dataset.get_data_info(index)['img_path']).name for index in chosen]
+
+
+def inputs_of(cfg: Config, engine: Engine, dataset: BaseDataset, chosen: Sequence[int]) -> list[np.ndarray]:
+    """Inputs of `engine` for chosen images of `dataset`, as the config's tests would prepare them.
+
+    What the engine is fed is recorded while it stands in the toolbox's
+    own inference, so padding, normalisation and the windows of slide inference are those of a test; of an
+    image with several windows one is taken, the first of the first image, the second of the second.
+
+    Raises:
+        UserError: an image cannot be read, or the engine does not take such images.
+    """
     recorder = _Recorder(engine)
     tester = EngineModel(cfg, recorder)
 
-    count = min(count, len(dataset))
-    spread = [i * len(dataset) // count for i in range(count)]
     images = []
-    for turn, index in enumerate(track_iter_progress(spread)):
+    for turn, index in enumerate(track_iter_progress(chosen)):
         recorder.calls = []
         sample = _read(dataset, index)
         tester.test_step(pseudo_collate([sample]))

@@ -1,0 +1,150 @@
+"""Whether a device computes what is expected of the engine in this folder. Needs numpy alone.
+
+    python check.py                  run engine.onnx with onnxruntime, where that is installed
+    python check.py OUTPUTS          compare 0_NAME.npy, 1_NAME.npy, ... in the folder OUTPUTS
+    python check.py OUTPUTS 0.05     with another tolerance
+
+NAME is that of an output, as in the folder `expected`. The exit code is 0 if all agree, and 1 if not.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).resolve().parent
+TOLERANCES = {'fp32': 1e-3, 'fp16': 2e-2, 'int8': 1e-1}  # by the engine's precision
+DECIDED_BY_ROUNDING = 1 / 20  # of detections, which the worst errors may come from
+
+
+def main(arguments):
+    if len(arguments) > 2 or '--help' in arguments:
+        sys.exit(__doc__)
+
+    meta = json.loads((FOLDER / 'engine.json').read_text(encoding='utf-8'))
+    tolerance = float(arguments[1]) if len(arguments) > 1 else TOLERANCES[meta['precision']]
+    complaints = changed_files(meta)
+
+    outputs_of = from_folder(Path(arguments[0]), meta) if arguments else from_onnxruntime(meta)
+    for image in range(count_images(meta)):
+        expected = from_folder(FOLDER / 'expected', meta)(image)
+        try:
+            errors = compare(expected, outputs_of(image), meta)
+        except (OSError, ValueError) as error:
+            complaints.append(f'image {image}: {error}')
+            continue
+        for name, error in errors.items():
+            print(f'image {image}, {name}: {error:.1e} (at most {tolerance:g})')
+            if not error <= tolerance:
+                complaints.append(f'image {image}: {name} differs by {error:.1e}, more than {tolerance:g}')
+
+    for complaint in complaints:
+        print(complaint)
+    print('The outputs do not agree with the expected ones.' if complaints else 'All outputs agree.')
+    sys.exit(1 if complaints else 0)
+
+
+def changed_files(meta):
+    """Sentences about files of the engine that are not those that were handed over."""
+    complaints = []
+    for name, sha256 in meta['files'].items():
+        path = FOLDER / name
+        if not path.is_file():
+            complaints.append(f'{name} is missing')
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            complaints.append(f'{name} was changed: it is not the file that engine.json describes')
+    return complaints
+
+
+def count_images(meta):
+    return len(list((FOLDER / 'expected').glob(f'*_{meta["input"]["name"]}.npy')))
+
+
+def from_folder(folder, meta):
+    """A function from the number of an image to its outputs by name, read from files."""
+    return lambda image: {name: np.load(folder / f'{image}_{name}.npy') for name in meta['outputs']}
+
+
+def from_onnxruntime(meta):
+    """The same, computed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        sys.exit('onnxruntime is not installed: run "python check.py OUTPUTS" with the outputs of your device.')
+
+    try:
+        session = onnxruntime.InferenceSession(str(FOLDER / 'engine.onnx'), providers=['CPUExecutionProvider'])
+    except Exception as error:
+        sys.exit(f'onnxruntime {onnxruntime.__version__} cannot load engine.onnx: {error}')
+    name = meta['input']['name']
+    print(f'Running engine.onnx with onnxruntime {onnxruntime.__version__}')
+
+    def run(image):
+        inputs = np.load(FOLDER / 'expected' / f'{image}_{name}.npy')
+        return dict(zip(meta['outputs'], session.run(meta['outputs'], {name: inputs})))
+    return run
+
+
+def compare(expected, found, meta):
+    """The error of each output. Label maps: the share of pixels that differ. Others: relative to the largest value."""
+    for name in expected:
+        if expected[name].shape != found[name].shape:
+            raise ValueError(f'{name} has the shape {found[name].shape} instead of {expected[name].shape}')
+
+    if meta.get('nms') == 'inside':
+        return {'detections': compare_detections(expected, found)}
+    errors = {}
+    for name, one in expected.items():
+        if name == 'labels':
+            errors[name] = float(np.mean(one != found[name]))
+        else:
+            errors[name] = relative_error(one, found[name])
+    return errors
+
+
+def relative_error(expected, found):
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
+    return float(np.abs(expected - found).max() / max(np.abs(expected).max(), 1e-30))
+
+
+def compare_detections(expected, found):
+    """The largest error of a box or score to the nearest of the same label on the other side, both relative.
+
+    Rounding can decide which of two boxes is suppressed, so the worst of each twenty detections is left out.
+    Masks are not compared.
+    """
+    size = max(np.abs(expected['boxes']).max(), 1)
+    best = max(expected['scores'].max(), 1e-30)
+    errors = []
+    for image in range(len(expected['labels'])):
+        one, other = (detected(outputs, image, size, best) for outputs in (expected, found))
+        errors += to_partners(one, other) + to_partners(other, one)
+    kept = sorted(errors)[:len(errors) - int(len(errors) * DECIDED_BY_ROUNDING)]
+    return kept[-1] if kept else 0.
+
+
+def detected(outputs, image, size, best):
+    """Boxes with scores (D, 5), both relative, and labels (D,), of an image."""
+    labels = outputs['labels'][image]
+    boxes = outputs['boxes'][image].astype(np.float64) / size
+    scores = outputs['scores'][image].astype(np.float64) / best
+    rows = np.concatenate([boxes, scores[:, None]], 1)
+    return rows[labels >= 0], labels[labels >= 0]
+
+
+def to_partners(one, other):
+    """The error of each of `one` to the nearest of `other` with the same label, infinite without one."""
+    rows, labels = one
+    partners, partner_labels = other
+    errors = []
+    for row, label in zip(rows, labels):
+        distances = np.abs(partners[partner_labels == label] - row).max(1)
+        nearest = distances.min() if len(distances) else np.inf
+        errors.append(float(np.nan_to_num(nearest, nan=np.inf)))
+    return errors
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])
