@@ -12,12 +12,13 @@ PAGE = '''# {model}, {precision}, as ONNX
 
 | | |
 |---|---|
-| `calibration/` | {calibration} inputs of training pictures as npy, as the engine is fed; `names.txt` names the pictures |
+| `calibration/` | {calibration} inputs of training pictures as npy; `names.txt` names the pictures |
 | `expected/` | {expected} inputs, and the outputs that ONNX Runtime {onnxruntime} gave for them on a CPU |
 | `check.py` | compares outputs of a device with the expected ones; needs numpy alone |
 
 Save the outputs of your device as `0_NAME.npy`, `1_NAME.npy` and so on, as in `expected/`, and run
-`python check.py FOLDER`. It says whether they agree and how far off they are; `python check.py FOLDER 0.05` allows more.
+`python check.py FOLDER`. It says whether they agree and how far off they are; `python check.py FOLDER 0.05` allows
+more.
 
 Each tool below is marked: *run* (by the tests of the exporter), or *not run* (written by the tool's documentation).
 Tools that quantise by themselves (RKNN, Hailo, Qualcomm) want a float32 engine: export with `--precision fp32`.
@@ -102,8 +103,9 @@ job = hub.submit_quantize_job(
 hub.submit_compile_job(job.get_target_model(), device=hub.Device('Samsung Galaxy S24 (Family)'))
 ```
 '''
-STACK = "python -c \"import glob, numpy; numpy.save('calibration.npy', numpy.concatenate([numpy.load(f){turned} for f " \
-        "in sorted(glob.glob('calibration/*.npy'))]))\""
+STACK = (
+    'python -c "import glob, numpy; numpy.save(\'calibration.npy\', numpy.concatenate('
+    '[numpy.load(f){turned} for f in sorted(glob.glob(\'calibration/*.npy\'))]))"')
 TURNED = dict(NCHW='.transpose(0, 2, 3, 1)', NHWC='')
 
 

@@ -133,8 +133,8 @@ def test_a_missing_library_names_the_pip_command(folder, monkeypatch):
 @pytest.mark.parametrize('library', ['onnxruntime', 'openvino'])
 def test_the_documented_program_runs_without_torch(library, segmentor, tmp_path):
     programs = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)
-    program, = (text for text in programs if f'import {library}\n' in text)
-    assert len(program.splitlines()) <= 15
+    program, = (text for text in programs if f'import {library}\n' in text and 'work_dirs/engine/' in text)
+    assert len(program.splitlines()) <= 20
     engine = dict(onnxruntime='onnx', openvino='openvino')[library]
     target = Target(engine, shape=(96, 96), preprocess=True, argmax=True)
     export(segmentor.cfg, segmentor.checkpoint, tmp_path / 'work_dirs/engine', target, progress=quiet)
@@ -149,6 +149,42 @@ def test_the_documented_program_runs_without_torch(library, segmentor, tmp_path)
     gone = subprocess.run([sys.executable, '-c', WITHOUT_TORCH.replace('exec', 'import torch; exec'), 'program.py'],
                           cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert 'import of torch halted' in gone.stderr  # the isolation isolates
+
+
+@pytest.mark.parametrize('library', ['onnxruntime', 'openvino'])
+def test_the_documented_program_of_a_detector_runs_without_torch(library, retinanet, tmp_path):
+    programs = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)
+    program, = (text for text in programs if f'import {library}\n' in text and 'work_dirs/detector/' in text)
+    assert len(program.splitlines()) <= 20
+    engine = dict(onnxruntime='onnx', openvino='openvino')[library]
+    target = Target(engine, shape=(80, 80), preprocess=True, nms=True)
+    exported = export(
+        retinanet.cfg, retinanet.checkpoint, tmp_path / 'work_dirs/detector', target, progress=quiet)
+    (tmp_path / 'program.py').write_text(program)
+    result = subprocess.run([sys.executable, '-c', WITHOUT_TORCH, 'program.py'], cwd=tmp_path, capture_output=True,
+                            text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    labels = Engine(exported.path)(np.full((1, 80, 80, 3), 128, np.uint8))['labels'][0]
+    names = [exported.description.classes[label] for label in labels if label >= 0]
+    assert names and [line.split()[0] for line in result.stdout.splitlines()] == names
+
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs a compiler: g++')
+def test_the_documented_program_in_cpp(segmentor, tmp_path):
+    import openvino
+    package = Path(openvino.__file__).parent
+    library = next((package / 'libs').glob('libopenvino.so.*'), None)
+    if library is None or not (package / 'include').is_dir():
+        pytest.skip('needs the headers and the library of OpenVINO for Linux')
+    program = tmp_path / 'program'
+    subprocess.run(
+        ['g++', '-std=c++17', ROOT / 'docs/engine.cpp', '-o', program, '-I', package / 'include', library,
+         f'-Wl,-rpath,{library.parent}'], check=True)
+    target = Target('onnx', shape=(96, 96), preprocess=True, argmax=True)
+    exported = export(segmentor.cfg, segmentor.checkpoint, tmp_path / 'engine', target, progress=quiet)
+    result = subprocess.run([program, exported.path], capture_output=True, text=True, check=True)
+    labels = Engine(exported.path)(np.full((1, 96, 96, 3), 128, np.uint8))['labels']
+    assert [int(line) for line in result.stdout.split()] == np.unique(labels).tolist()
 
 
 def test_the_documented_import_needs_no_torch(retinanet, tmp_path):

@@ -56,6 +56,16 @@ def test_a_failing_body_leaves_the_folder_as_it_was(tmp_path, existed):
     assert not existed or (os.listdir(folder) == ['a'] and (folder / 'a').read_text() == 'old')
 
 
+def test_a_folder_in_a_folder_replaces_the_one_that_was_there(tmp_path):
+    folder = tmp_path / 'kit'
+    for name in ('old', 'new'):
+        with atomic_folder(folder) as temporary:
+            (temporary / 'inner').mkdir()
+            (temporary / 'inner' / name).write_text(name)
+    assert os.listdir(folder) == ['inner']
+    assert os.listdir(folder / 'inner') == ['new']
+
+
 def test_new_files_and_folders_have_the_usual_permissions(tmp_path):
     (tmp_path / 'plain').mkdir()
     (tmp_path / 'plain' / 'file').write_text('')
