@@ -142,7 +142,7 @@ def to_partners(one, other):
     for row, label in zip(rows, labels):
         distances = np.abs(partners[partner_labels == label] - row).max(1)
         nearest = distances.min() if len(distances) else np.inf
-        errors.append(float(np.nan_to_num(nearest, nan=np.inf)))
+        errors.append(float(np.nan_to_num(nearest, nan=np.inf, posinf=np.inf)))
     return errors
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -51,14 +52,17 @@ def test_expected_outputs_are_those_of_the_engine_on_validation_pictures(kit, se
 
 
 def test_nothing_in_a_kit_tells_of_the_machine_that_made_it(kit, segmentor):
-    told = [str(Path.home()), str(ROOT), os.getcwd(), str(segmentor.folder), str(kit.parent), 'data_root',
-            socket.gethostname()]
-    if getpass.getuser() != 'root':
-        told.append(getpass.getuser())
+    paths = [str(Path.home()), str(ROOT), os.getcwd(), str(segmentor.folder), str(kit.parent)]
+    names = [getpass.getuser(), socket.gethostname()]
     for path in kit.rglob('*'):
-        if path.is_file():
-            content = path.read_bytes()
-            assert [text for text in told if text.encode() in content] == [], path
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        told = [*paths, *names]
+        if path.suffix in ('.onnx', '.npy'):  # among random bytes are all short words
+            told = [text for text in told if len(text) >= 5]
+        found = [text for text in told if re.search(rf'(?<!\w){re.escape(text)}(?!\w)'.encode(), content)]
+        assert found == [], path
 
 
 def test_a_kit_into_a_folder_that_exists(kit, segmentor):
