@@ -64,7 +64,8 @@ LEAST = dict(
     convert_weights='SRC DST -a RepVGG-A0', export='CONFIG CHECKPOINT --out DIR',
     predict='CONFIG CHECKPOINT IMAGES --out DIR', benchmark='CONFIG', make_shapes='DIR', demo='',
     engines='CONFIG CHECKPOINT --out DIR --shape 1 1', int8='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR',
-    int8_onnxruntime='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR', training_step='', evaluation='', gpu_step='',
+    int8_onnxruntime='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR', int8_suffering='CONFIG CHECKPOINT --out FILE',
+    training_step='', evaluation='', gpu_step='',
     branch_sum_ways='')
 WITHOUT_ARGUMENTS = ('checkpoint_reading', 'inplace_conversion')
 OF_FOLDERS = ('code_density',)

@@ -74,6 +74,7 @@ def quantise_engine(
 
         progress('Measuring the engine in int8 on the validation set')
         _, metric = headline(evaluate(cfg, Engine(path)))
+        progress(f'{name}: {metric:.2f}, and {expected:.2f} in float32')
         tried.append(Attempt(equalised, kept, metric))
         if expected - metric <= max_drop + ROUNDING:
             break
