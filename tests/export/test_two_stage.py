@@ -101,7 +101,7 @@ def assert_equals_mmdet(outputs: list[Tensor], expected: list, limit: int, pixel
     ('fasterrcnn', {'model.test_cfg.rcnn.nms': CLASS_AGNOSTIC, 'model.test_cfg.rpn.nms': CLASS_AGNOSTIC}),
     ('fasterrcnn', {'model.roi_head.bbox_head.reg_class_agnostic': True, 'model.test_cfg.rcnn.score_thr': 0.2}),
     ('fasterrcnn', {'model.rpn_head.loss_cls.use_sigmoid': False, 'model.test_cfg.rpn.min_bbox_size': 40}),
-    ('fasterrcnn', {'model.test_cfg.rpn.max_per_img': 3000}),  # more than there are
+    ('fasterrcnn', {f'model.test_cfg.{stage}.max_per_img': 3000 for stage in ('rpn', 'rcnn')}),  # more than there are
     ('maskrcnn', {}),
     ('cascade', {})])
 def test_a_network_equals_mmdet(name, changes):
