@@ -179,7 +179,7 @@ MUTANTS = [
     Mutant('precision/equalise.py', 'name in constants and len(all_readers[name]) == 1', 'name in constants',
            'tests/precision/test_equalise.py'),
     Mutant('precision/equalise.py', 'name in constants and len(', 'len(', 'tests/precision/test_equalise.py'),
-    Mutant('precision/qdq.py', '    _leave_others(quantised)\n', '', 'tests/precision/test_qdq.py'),
+    Mutant('precision/qdq.py', '    _leave_others(quantised, model, chosen)\n', '', 'tests/precision/test_qdq.py'),
     Mutant('precision/qdq.py', ' or zero_point.any()', '', 'tests/precision/test_qdq.py'),
     Mutant('convert/choices.py', 'return source.gather(dim, choice)', 'return source.gather(dim, source.argsort(dim))',
            'tests/convert/test_choices.py'),

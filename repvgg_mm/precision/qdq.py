@@ -31,6 +31,7 @@ def quantise_symmetric(model: object, images: Sequence[np.ndarray], kept: Collec
     quantiser = optional('onnxruntime.quantization')
     utilities = optional('onnxruntime.quantization.quant_utils')
 
+    chosen = _quantised(model, kept)
     prepared = type(model)()
     prepared.CopyFrom(model)
     utilities.add_pre_process_metadata(prepared)  # or it warns that the graph could be optimised, which torch has done
@@ -42,11 +43,11 @@ def quantise_symmetric(model: object, images: Sequence[np.ndarray], kept: Collec
             _Reader(model.graph.input[0].name, images),
             quant_format=quantiser.QuantFormat.QDQ,
             per_channel=True,
-            nodes_to_quantize=_quantised(model, kept),
+            nodes_to_quantize=chosen,
             extra_options=SYMMETRIC)
         quantised = onnx.load(path)
     del quantised.metadata_props[:]
-    _leave_others(quantised)
+    _leave_others(quantised, model, chosen)
     return quantised
 
 
@@ -112,16 +113,19 @@ def _quantised(model: object, kept: Collection[str]) -> list[str]:
     return [name for name in convolutions_of(model) if name not in kept]
 
 
-def _leave_others(model: object) -> None:
-    """Let nodes other than convolutions read what was there before a pair; ONNX Runtime lets all readers read it."""
-    producers = producers_of(model)
-    for node in model.graph.node:
-        if node.op_type in (CONVOLUTION, QUANTISE, DEQUANTISE):
-            continue
-        for place, name in enumerate(node.input):
-            source = producers.get(name)
-            if source is not None and source.op_type == DEQUANTISE:
-                node.input[place] = producers[source.input[0]].input[0]
+def _leave_others(quantised: object, model: object, chosen: Collection[str]) -> None:
+    """Let all nodes but those `chosen` read what they read in `model`; ONNX Runtime lets all readers read a pair."""
+    before = {node.name: node for node in model.graph.node}
+    needed = set()
+    for node in quantised.graph.node:
+        if node.name in before and node.name not in chosen:
+            node.input[:] = before[node.name].input
+            needed.update(node.input)
+
+    present = constants_of(quantised)
+    for name, constant in constants_of(model).items():
+        if name in needed and name not in present:
+            quantised.graph.initializer.append(constant)
 
 
 def _check_pair(node: object, constants: Mapping, producers: Mapping, channels: int) -> None:

@@ -162,3 +162,26 @@ def test_what_is_between_convolutions_stays_in_float32(way):
     if way == 'symmetric':
         check_qdq(made, convolutions_of(model))
     assert measure_layers(model, made, images_of(12, 14))[-1].snr_db > 25
+
+
+class Shared(nn.Module):
+    """Weights that two levels share, as in a detector's head, and a value that two convolutions read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tower, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.tower(x), self.tower(x[:, :, ::2]), self.last(x)
+
+
+@pytest.mark.parametrize('place', [1, 2, 3])
+def test_a_layer_in_float32_beside_one_that_reads_the_same(place):
+    torch.manual_seed(0)
+    model = to_onnx(Shared().eval(), torch.randn(1, 3, 12, 14), ['a', 'b', 'c'])
+    names = list(convolutions_of(model))
+    made = quantise_symmetric(model, images_of(12, 14), [names[place]])
+    check_qdq(made, {*names} - {names[place]})
+    onnx.checker.check_model(made, full_check=True)
+    assert all(30 < layer.snr_db < 60 for layer in measure_layers(model, made, images_of(12, 14)))
