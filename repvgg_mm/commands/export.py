@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..deploy.checkpoint import Checkpoint
-from ..engine.description import Description
+from ..engine.description import Description, Half
 from ..errors import UserError
 from ..export.export import export
 from ..export.target import Target
@@ -16,6 +16,7 @@ from ..export.tensorrt import tensorrt_commands
 from ..files.atomic import check_output_file
 from ..kit.kit import check_kit, write_kit
 from ..precision.quantise import describe_attempt
+from ..pretrained import listed
 from .screen import Screen, open_screen
 from .setup import load_config
 
@@ -70,6 +71,8 @@ def tell(description: Description, path: Path, screen: Screen) -> None:
         last = found.tried[-1]
         how = describe_attempt(last.equalised, last.float32)
         screen.say(f'{found.metric} on validation: {found.float32:.2f} in float32, {found.int8:.2f} in int8{how}.')
+    if description.half is not None:
+        tell_half(description.half, screen)
     if description.nms == 'outside':
         screen.say('Non-maximum suppression is outside (--nms: inside): repvgg_mm.engine.detect does it in numpy.')
 
@@ -78,6 +81,18 @@ def tell(description: Description, path: Path, screen: Screen) -> None:
         faster = '; --precision fp16 is faster' if description.precision == 'fp32' else ''
         commands = tensorrt_commands(description, str(path))
         screen.say(f'TensorRT, on a machine with a GPU (not run here{faster}):\n{commands}')
+
+
+def tell_half(half: Half, screen: Screen) -> None:
+    """What of an engine in fp16 stays in float32, and what its metric is."""
+    if half.float32:
+        layers = listed('operators', half.float32)
+        screen.say(f'In float32, since float16 ends at 65504: {layers}')
+    if half.metric is None:
+        screen.say('Its metric was not measured: the config has no validation data here.')
+    else:
+        screen.say(
+            f'{half.metric} on validation: {half.metric_float32:.2f} in float32, {half.metric_half:.2f} in fp16.')
 
 
 def _timed_progress(screen: Screen) -> Callable[[str], None]:

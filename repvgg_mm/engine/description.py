@@ -19,10 +19,10 @@ FORMAT = 1
 SUFFIXES = {'.onnx': 'onnxruntime', '.xml': 'openvino', '.plan': 'tensorrt'}  # of engines, and what runs them
 PLAN = '.plan'  # built by TensorRT of a described engine in .onnx, and described by the same file
 PROPERTIES = {'INFERENCE_PRECISION_HINT': ('f32', 'bf16')}  # of OpenVINO, with which an engine is loaded
-DTYPES = ('float32', 'uint8')
+DTYPES = ('float32', 'float16', 'uint8')
 LAYOUTS = ('NCHW', 'NHWC')
 LARGEST = 1 << 16  # side of an image, in pixels
-NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation', 'clipped')
+NOT_WRITTEN_IF_NONE = ('levels', 'test_cfg', 'nms', 'quantisation', 'clipped', 'half')
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,19 @@ class Quantisation:
 
 
 @dataclass(frozen=True)
+class Half:
+    """Of an engine in fp16: what stays in float32, and its metric in points, None where there was no data for it."""
+
+    float32: list[str]  # nodes of the graph whose numbers come near the end of float16's range, or pass it
+    images: int         # on which that was seen
+    of_training_set: bool  # those images; random ones where there is no data
+    metric: str | None = None
+    metric_float32: float | None = None
+    metric_half: float | None = None
+    drop: float | None = None
+
+
+@dataclass(frozen=True)
 class Description:
     """Everything that a program needs to know of an engine, and where it came from."""
 
@@ -95,7 +108,7 @@ class Description:
     source_sha256: str
     versions: dict[str, str]
     engine: str                          # onnx or openvino
-    precision: str                       # fp32, bf16 or int8
+    precision: str                       # fp32, fp16, bf16 or int8
     outputs: list[str]
     input: Input
     openvino_properties: dict
@@ -109,6 +122,7 @@ class Description:
     test_cfg: dict | None = None         # of a detector: settings of its post-processing
     nms: str | None = None               # of a detector: where suppression happens
     quantisation: Quantisation | None = None
+    half: Half | None = None
     clipped: bool | None = None          # of a detector: False where its head's boxes may reach beyond the image
     format: int = FORMAT
 

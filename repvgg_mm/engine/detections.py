@@ -54,6 +54,7 @@ def detect(
     Raises:
         UserError: the settings ask for something other than plain NMS, or the outputs are of another input.
     """
+    outputs = in_float32(outputs)
     borders = None if description.clipped is False else image_shape or input_shape
     if description.nms == 'inside':
         return _detected_inside(outputs, description, borders, scale_factor)
@@ -115,6 +116,14 @@ def check_settings(settings: Mapping) -> None:
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise UserError(f'{key} is a number, and this test_cfg has {key}={value!r}. Set it to one.')
+
+
+def in_float32(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of an engine, those in float16 as float32."""
+    found = {}
+    for name, values in outputs.items():
+        found[name] = values.astype(np.float32) if values.dtype == np.float16 else values
+    return found
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:

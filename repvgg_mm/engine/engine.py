@@ -19,9 +19,10 @@ OF_VERSIONS = re.compile('opset|IR version')  # where a library tells that a gra
 class Engine:
     """`engine.onnx`, `engine.xml` (with `engine.bin`) or TensorRT's `engine.plan`, with `engine.json` beside it.
 
-    Called with images as `description.input` describes them (array or CPU tensor), it returns the outputs by
-    name: `logits` (N, classes, H, W) or `labels` (N, H, W); or `boxes` (N, P, 4), `scores`
-    (N, P, classes) and, of some heads, `score_factors` (N, P), for `detections.detect`.
+    Called with images as `description.input` describes them (array or CPU tensor; float32 is rounded for an engine that
+    takes float16), it returns the outputs by name: `logits` (N, classes, H, W) or `labels` (N, H, W); or `boxes`
+    (N, P, 4), `scores` (N, P, classes) and, of some heads, `score_factors` (N, P), for `detections.detect`, which takes
+    those of an engine with suppression inside, too.
     `library` runs it on `device`, with floating-point numbers in the format `computed_in`: f32, tf32 (where the GPU
     has it), f16 or bf16.
 
@@ -59,6 +60,8 @@ class Engine:
     def __call__(self, images: object) -> dict[str, np.ndarray]:
         """Raises UserError if `images` have another type or shape than the engine was exported for, or it fails."""
         images = np.ascontiguousarray(images)
+        if self.description.input.dtype == 'float16' and images.dtype == np.float32:
+            images = images.astype(np.float16)
         if not self._takes(images):
             others = ['--shape H W', '--dynamic']
             if self.description.input.layout == 'NCHW':

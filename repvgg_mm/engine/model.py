@@ -18,7 +18,7 @@ from ..deploy.config import deploy_config
 from ..errors import UserError
 from ..openmmlab.model import build_model, is_detector, is_segmentor, mask_head_of, num_classes_of, settings_of
 from ..openmmlab.preprocessing import Preprocessing
-from .detections import check_settings, detect
+from .detections import check_settings, detect, in_float32
 from .engine import Engine
 
 UNTOUCHED = dict(  # settings of a data preprocessor that only stacks images
@@ -84,9 +84,13 @@ class EngineModel(BaseModel):
         return self.model.add_pred_to_datasample(data_samples, found)
 
     def run(self, inputs: Tensor) -> dict[str, np.ndarray]:                # N, 3, H, W
-        """The engine's outputs; raises UserError if it does not take images of this size or type."""
+        """The engine's outputs, float16 as float32.
+
+        Raises:
+            UserError: it does not take images of this size or type.
+        """
         if not self.inside:
-            return self.engine(inputs.cpu().numpy())
+            return in_float32(self.engine(inputs.cpu().numpy()))
 
         images = inputs.to(torch.uint8)
         if not torch.equal(images.to(inputs), inputs):
@@ -94,7 +98,7 @@ class EngineModel(BaseModel):
                 f'{self.engine.path} normalises images of whole numbers from 0 to 255, and the '
                 f"config's test pipeline gives values from {inputs.min():g} to {inputs.max():g}. "
                 'Export it without --preprocess.')
-        return self.engine(images.permute(0, 2, 3, 1).cpu().numpy())
+        return in_float32(self.engine(images.permute(0, 2, 3, 1).cpu().numpy()))
 
     def logits(self, inputs: Tensor, metas: Sequence[dict]) -> Tensor:     # N, 3, H, W -> N, classes, H, W
         """In place of mmseg's `encode_decode`, called on an image or on each window of it."""

@@ -16,11 +16,13 @@ from ..convert.compare import relative_error
 from ..convert.reproducible import running_in
 from ..deploy.proof import TIMES_AS_FAR
 from ..engine.description import Comparison
+from ..engine.detections import in_float32
 from ..engine.engine import Engine
 from ..errors import UserError, reason
 from ..openmmlab.model import decode_head_of
 
-TOLERANCES = dict(fp32=1e-4, bf16=0.1, int8=1e-4)  # worst relative error of an output; in int8 before quantising
+# Worst relative error of an output; in int8 before quantising. Half has three bits more than bfloat16.
+TOLERANCES = dict(fp32=1e-4, fp16=0.1 / 2 ** 3, bf16=0.1, int8=1e-4)
 TORCH = os.path.dirname(torch.__file__)  # where an error is raised says less than which part of a model called it
 DECIDED_BY_ROUNDING = 1 / 20  # of detections, where two scores, or an overlap and its threshold, are equal but for it
 DECIDED_IN_BF16 = 1 / 2
@@ -45,7 +47,8 @@ def check_agreement(engine: Engine, reference: nn.Module, inputs: Sequence[Tenso
     Raises:
         UserError: an output differs by more than rounding explains.
     """
-    share = DECIDED_IN_BF16 if precision == 'bf16' else DECIDED_BY_ROUNDING
+    names = set(engine.description.outputs)
+    share = DECIDED_IN_BF16 if precision in ('bf16', 'fp16') else DECIDED_BY_ROUNDING
     compared = []
     for one in inputs:
         errors = compare_engine(engine, reference, one, share)
@@ -55,8 +58,8 @@ def check_agreement(engine: Engine, reference: nn.Module, inputs: Sequence[Tenso
     try:
         check_errors(compared, precision, tolerance)
     except UserError:
-        in_float32 = precision != 'bf16' and all(one.is_floating_point() for one in inputs)
-        if not in_float32 or 'labels' in engine.description.outputs:
+        in_float32 = precision in ('fp32', 'int8') and all(one.is_floating_point() for one in inputs)
+        if not in_float32 or (names & {'boxes', 'labels'}) == {'labels'}:
             raise
         return _explained_by_rounding(engine, reference, inputs, precision)
     return Agreement(compared, tolerance, engine.computed_in)
@@ -76,7 +79,8 @@ def compare_engine(
         UserError: an output has another shape.
     """
     expected = run_network(reference, inputs)
-    found = {name: torch.from_numpy(array) for name, array in engine(inputs.numpy()).items()}
+    outputs = in_float32(engine(inputs.numpy()))
+    found = {name: torch.from_numpy(array) for name, array in outputs.items()}
     detects = {'boxes', 'labels'} <= set(found)
     if 'labels' in found and not detects:
         logits = expected[0]
@@ -177,11 +181,11 @@ def _explained_by_rounding(
         with running_in(torch.float64):
             expected = run_network(exact, one.double())
         in_float32 = run_network(reference, one)
-        own = max([own, *map(relative_error, expected, in_float32)])
-
         found = [torch.from_numpy(array) for array in engine(one.numpy()).values()]
+
         names = engine.description.outputs
-        errors = dict(zip(names, map(relative_error, expected, found)))
+        own = max(own, *_errors(names, expected, in_float32).values())
+        errors = _errors(names, expected, found)
         compared.append(Comparison(list(one.shape), errors))
 
     tolerance = TOLERANCES[precision]
@@ -191,6 +195,13 @@ def _explained_by_rounding(
     return Agreement(compared, tolerance, engine.computed_in, (
         f'This network amplifies the rounding of float32: PyTorch is {own:.1e} away from its own exact outputs, those '
         f'in float64. The engine is held against these, to {tolerance:.1e}.'))
+
+
+def _errors(names: Sequence[str], expected: Sequence[Tensor], found: Sequence[Tensor]) -> dict[str, float]:
+    """Of the outputs of these names, of detections to their partners."""
+    if 'labels' in names:
+        return compare_detections(expected, found)
+    return dict(zip(names, map(relative_error, expected, found)))
 
 
 def _detected(outputs: Sequence[Tensor], image: int) -> tuple[Tensor, Tensor]:

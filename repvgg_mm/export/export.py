@@ -26,6 +26,7 @@ from ..files.atomic import atomic_folder, check_output_folder
 from ..openmmlab.data import check_dataset, validation_set
 from ..openmmlab.model import arch_of_config, build_model, is_segmentor, settings_of, shape_of_config
 from ..openmmlab.preprocessing import Preprocessing
+from ..precision.halve import halve_engine
 from ..precision.quantise import PACKAGES, quantise_engine
 from ..version import __version__
 from .agreement import Agreement, check_agreement, run_network, size_text
@@ -81,7 +82,7 @@ def export(
     Raises:
         UserError: a package of the extra `export` is missing, the folder is not empty or cannot be written to, the
             checkpoint does not fit, the model cannot be exported, the engine does not agree with PyTorch, or in
-            int8 it loses more than `target.max_drop` or there is no data.
+            fp16 or int8 it loses more than `target.max_drop`, or for int8 there is no data.
     """
     out, target = Path(out), target or Target()
     _check_export(cfg, out, target, overwrite)
@@ -92,7 +93,7 @@ def export(
 
         sizes = ', '.join(size_text(inputs.shape) for inputs in prepared.inputs)
         progress(f'Running the engine on {sizes} and comparing')
-        agreement = check_agreement(Engine(path), prepared.reference, prepared.inputs, target.precision)
+        agreement = check_agreement(Engine(path), prepared.reference, prepared.inputs, _before(target.precision))
         if hasattr(prepared.reference, THRESHOLD) and target.precision != 'bf16':
             progress('Comparing once more with a score threshold of 0, so that there are detections')
             agreement = _agreement_without_threshold(prepared, target)
@@ -106,9 +107,31 @@ def export(
             description = quantise_engine(
                 cfg, path, prepared.graph, description,
                 calib_images=target.calib_images, max_drop=target.max_drop, progress=progress)
+        if target.precision == 'fp16':
+            description = _in_half(cfg, path, prepared, description, target, progress)
         progress(f'Writing {out}')
 
     return Exported(out / path.name, description, prepared.reference, prepared.inputs, prepared.conversion)
+
+
+def _before(precision: str) -> str:
+    """In which an engine is first compared: one in fp16 begins as one in float32."""
+    return 'fp32' if precision == 'fp16' else precision
+
+
+def _in_half(
+    cfg: Config, path: Path, prepared: Prepared, description: Description, target: Target, progress: Progress
+) -> Description:
+    """Replace the float32 engine at `path` by one in float16, and compare that too."""
+    images = [one.numpy() for one in prepared.inputs]
+    description = halve_engine(
+        cfg, path, prepared.graph, description, images, io_dtype=target.io_dtype,
+        calib_images=target.calib_images, max_drop=target.max_drop, progress=progress)
+
+    progress('Comparing the engine in fp16')
+    agreement = check_agreement(Engine(path), prepared.reference, prepared.inputs, 'fp16')
+    return write_description(path, replace(
+        description, compared=agreement.compared, tolerance=agreement.tolerance))
 
 
 def _agreement_without_threshold(prepared: Prepared, target: Target) -> Agreement:
@@ -117,7 +140,7 @@ def _agreement_without_threshold(prepared: Prepared, target: Target) -> Agreemen
     getattr(reference, THRESHOLD).zero_()
     with TemporaryDirectory() as folder:
         path, _ = write_engine(without_threshold(prepared.graph), prepared.description, Path(folder))
-        return check_agreement(Engine(path), reference, prepared.inputs, target.precision)
+        return check_agreement(Engine(path), reference, prepared.inputs, _before(target.precision))
 
 
 def _check_export(cfg: Config, out: Path, target: Target, overwrite: bool) -> None:

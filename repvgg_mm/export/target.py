@@ -46,6 +46,14 @@ class Target:
             raise UserError(
                 "ONNX Runtime's CPU kernels compute convolutions in float32, and --precision bf16 was "
                 'asked for. Use --engine openvino, or leave --precision out.')
+        if (self.engine, self.precision) == ('openvino', 'fp16'):
+            raise UserError(
+                'The types of an engine in fp16 stand in its ONNX graph, and --engine openvino was asked for. Leave '
+                '--engine out; OpenVINO reads ONNX too, and computes in half itself where a device does.')
+        if self.io_dtype not in IO_DTYPES or (self.io_dtype == 'float16' and self.precision != 'fp16'):
+            raise UserError(
+                f'Inputs and outputs are {" or ".join(IO_DTYPES)}, float16 in fp16 alone, and --io-dtype '
+                f'{self.io_dtype} was asked for in {self.precision}. Leave it out, or use --precision fp16.')
 
         if self.calib_images < 1:
             raise UserError(

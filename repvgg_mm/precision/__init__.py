@@ -2,5 +2,5 @@
 
 Read in this order: `metric` (what an engine is judged by), `calibration` (training images), `graph` (convolutions of an
 ONNX graph), `layer_noise` (what quantising does to each of them), `equalise`, `qdq` (int8 in a graph), `quantise`
-(until the metric is kept).
+(until the metric is kept); `half` (float16 in a graph), `halve`.
 """

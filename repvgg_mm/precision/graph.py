@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -60,3 +60,23 @@ def readers_of(model: object) -> dict[str, list]:
     for output in model.graph.output:
         found.setdefault(output.name, []).append(None)
     return found
+
+
+def tapped(model: object, names: Sequence[str]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """image -> the values of these names in an onnx.ModelProto with one input."""
+    onnx, onnxruntime = optional('onnx'), optional('onnxruntime')
+    image_name = model.graph.input[0].name
+    tapped = type(model)()
+    tapped.CopyFrom(model)
+    del tapped.graph.output[:]
+    wanted = [name for name in names if name != image_name]
+    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=['CPUExecutionProvider'])
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        values = {image_name: image, **dict(zip(wanted, session.run(wanted, {image_name: image})))}
+        return [values[name] for name in names]
+    return run

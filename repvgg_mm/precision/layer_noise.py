@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine.engine import optional
-from .graph import WEIGHTS, arrays_of, convolutions_of
+from .graph import WEIGHTS, arrays_of, convolutions_of, tapped
 
 TINY = 1e-30  # instead of dividing by nothing
 HEADS = ('largest weight', 'over median', 'output from', 'to', 'SNR, dB', 'own, dB')
@@ -51,7 +50,7 @@ def measure_layers(model: object, quantised: object, images: Iterable[np.ndarray
     inputs = [conv.input[0] for conv in convolutions.values()]
     outputs = [conv.output[0] for conv in convolutions.values()]
     names = list(dict.fromkeys(inputs + outputs))
-    run, run_quantised = _tapped(model, names), _tapped(quantised, names)
+    run, run_quantised = tapped(model, names), tapped(quantised, names)
 
     powers = {name: np.zeros(2) for name in names}  # signal and noise
     low, high = ({name: [] for name in names} for _ in range(2))
@@ -112,23 +111,3 @@ def _line(name: str, values: Sequence[str], width: int) -> str:
 
 def _ratio(signal: float, noise: float) -> float:
     return noise / signal if signal else 0
-
-
-def _tapped(model: object, names: Sequence[str]) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """image -> the values of these names in an onnx.ModelProto with one input."""
-    onnx, onnxruntime = optional('onnx'), optional('onnxruntime')
-    image_name = model.graph.input[0].name
-    tapped = type(model)()
-    tapped.CopyFrom(model)
-    del tapped.graph.output[:]
-    wanted = [name for name in names if name != image_name]
-    tapped.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=['CPUExecutionProvider'])
-
-    def run(image: np.ndarray) -> list[np.ndarray]:
-        values = {image_name: image, **dict(zip(wanted, session.run(wanted, {image_name: image})))}
-        return [values[name] for name in names]
-    return run

@@ -161,7 +161,8 @@ def test_an_unknown_format(found):
 
 
 OPTIONAL = {
-    'files', 'compared', 'tolerance', 'computed_in', 'levels', 'test_cfg', 'nms', 'quantisation', 'clipped', 'format'}
+    'files', 'compared', 'tolerance', 'computed_in', 'levels', 'test_cfg', 'nms', 'quantisation', 'clipped', 'half',
+    'format'}
 
 
 @pytest.mark.parametrize('name', [field.name for field in dataclasses.fields(Description)])
