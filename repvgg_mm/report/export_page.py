@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..block import branch_by_branch
 from ..convert.measure import Latency, interleaved_latency
 from ..deploy.costs import measure_costs
-from ..engine.description import Description, Quantisation
+from ..engine.description import Description, Half, Quantisation
 from ..engine.engine import Engine
 from ..engine.model import EngineModel
 from ..errors import UserError
@@ -56,6 +56,8 @@ def export_page(
     found = description.quantisation
     if found is not None:
         verdicts.append(_quantisation_verdict(found, description.precision))
+    if description.half is not None and description.half.metric is not None:
+        verdicts.append(_half_verdict(description.half))
 
     progress('Predicting images with the engine and the deploy form')
     pictures, missing = _predictions(exported, cfg)
@@ -161,6 +163,14 @@ def _quantisation_verdict(found: Quantisation, precision: str) -> Verdict:
         f'{found.metric} of the {precision} engine',
         f'{found.float32:.2f} in float32; {drop_text(found)}, on the validation set',
         good=found.drop <= found.max_drop)
+
+
+def _half_verdict(found: Half) -> Verdict:
+    kept = f'; {len(found.float32)} operators stay in float32' if found.float32 else ''
+    return Verdict(
+        f'{found.metric_half:.2f}',
+        f'{found.metric} of the fp16 engine',
+        f'{found.metric_float32:.2f} in float32, on the validation set{kept}')
 
 
 def drop_text(found: Quantisation) -> str:
