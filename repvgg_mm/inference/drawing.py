@@ -1,4 +1,4 @@
-"""Pictures of predictions: class colours with a legend for segmentors, boxes and masks for detectors."""
+"""Pictures of predictions with a legend: class colours for segmentors, boxes and masks for detectors."""
 
 from __future__ import annotations
 
@@ -66,17 +66,20 @@ class Painter:
         colours[:len(self.palette)] = self.palette[:count]
         overlay = cv2.addWeighted(image, 1 - OPACITY, colours[labels], OPACITY, 0)
 
-        rows = self._legend_rows(labels)
-        if self.same_size:
-            return _legend_inside(overlay, rows)
-        return _legend_beside(overlay, rows)
+        return self._with_legend(overlay, self._legend_rows(labels))
+
+    def _with_legend(self, picture: np.ndarray, rows: Sequence[LegendRow]) -> np.ndarray:
+        if not rows:
+            return picture
+        return _legend_inside(picture, rows) if self.same_size else _legend_beside(picture, rows)
 
     def _legend_rows(self, labels: np.ndarray) -> list[LegendRow]:
         """Of the classes that are there."""
         rows = []
         for label, count in zip(*np.unique(labels, return_counts=True)):
             if label < len(self.classes):
-                rows.append(LegendRow(self.classes[label], self.palette[label], count / labels.size))
+                share = share_text(count / labels.size)
+                rows.append(LegendRow(self.classes[label], self.palette[label], share))
         return rows
 
     def _detections(self, image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
@@ -91,14 +94,36 @@ class Painter:
 
         visualizer = self._visualizer
         visualizer.line_width = max(1.5, min(image.shape[:2]) / 240)
+        visualizer.text_size = max(8, min(image.shape[:2]) // 40)
         visualizer.add_datasample(
             '', np.ascontiguousarray(image), sample, draw_gt=False, pred_score_thr=self.score_thr)
-        return visualizer.get_image()
+        picture = visualizer.get_image()
+        if 'pred_instances' not in sample:
+            return picture
+        return self._with_legend(picture, self._rows_of_instances(sample.pred_instances))
+
+    def _rows_of_instances(self, instances: BaseDataElement) -> list[LegendRow]:
+        """Of the classes that are drawn, with their number."""
+        drawn = instances.labels[instances.scores > self.score_thr]
+        rows = []
+        for label, count in zip(*np.unique(drawn.numpy(), return_counts=True)):
+            if label < len(self.classes):
+                rows.append(LegendRow(self.classes[label], self.palette[label], str(count)))
+        return rows
 
     @cached_property
     def _visualizer(self):
         from mmdet.visualization import DetLocalVisualizer
-        visualizer = DetLocalVisualizer()
+
+        class OneTextSize(DetLocalVisualizer):
+            """mmdet scales the text of a box by the box's area."""
+
+            text_size = 8
+
+            def draw_texts(self, texts, positions, font_sizes=None, **settings):
+                return super().draw_texts(texts, positions, font_sizes=self.text_size, **settings)
+
+        visualizer = OneTextSize()
         visualizer.dataset_meta = dict(classes=self.classes, palette=self.palette)
         return visualizer
 
@@ -109,20 +134,24 @@ class Painter:
 
 
 class LegendRow(NamedTuple):
-    """A class in a picture, with its share of the pixels."""
+    """A class in a picture, and how much of it: its share of the pixels, or the number of its boxes."""
 
     name: str
     colour: tuple[int, int, int]
-    share: float
+    amount: str
 
     @property
     def text(self) -> str:
-        share = f'{self.share:.0%}' if self.share >= 0.005 else '<1%'
-        return f'{self.name}  {share}'
+        return f'{self.name}  {self.amount}'
+
+
+def share_text(share: float) -> str:
+    """In percent."""
+    return f'{share:.0%}' if share >= 0.005 else '<1%'
 
 
 def legend(rows: Sequence[LegendRow], height: int, size: int) -> np.ndarray:
-    """A white panel with name, colour and share of each class, in columns that fit `height`; text of `size` pixels."""
+    """A white panel with name, colour and amount of each class, in columns that fit `height`; text of `size` pixels."""
     from matplotlib.font_manager import findfont
     from PIL import Image, ImageDraw, ImageFont
 

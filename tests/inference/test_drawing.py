@@ -8,7 +8,7 @@ import torch
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from repvgg_mm import UserError
-from repvgg_mm.inference.drawing import OPACITY, LegendRow, Painter, legend
+from repvgg_mm.inference.drawing import OPACITY, LegendRow, Painter, legend, share_text
 
 CLASSES, PALETTE = ['sea', 'sand', 'palm'], [(0, 0, 250), (240, 200, 100), (10, 150, 20)]
 
@@ -54,7 +54,7 @@ def test_ignored_labels_and_missing_colours():
 
 
 def test_legend_of_many_classes_uses_columns():
-    rows = [LegendRow(f'class {number}', (number, 0, 0), 1 / 150) for number in range(150)]
+    rows = [LegendRow(f'class {number}', (number, 0, 0), '1%') for number in range(150)]
     panel = legend(rows, height=400, size=13)
     assert panel.shape[0] <= 400 and all(has(panel, row.colour) for row in rows)
 
@@ -62,7 +62,7 @@ def test_legend_of_many_classes_uses_columns():
 @pytest.mark.parametrize(('share', 'text'), [(1, 'sea  100%'), (0.125, 'sea  12%'), (0.006, 'sea  1%'),
                                              (0.0049, 'sea  <1%')])
 def test_the_share_of_a_class_is_told_in_percent(share, text):
-    assert LegendRow('sea', (0, 0, 0), share).text == text
+    assert LegendRow('sea', (0, 0, 0), share_text(share)).text == text
 
 
 def test_boxes_have_the_colour_of_their_class_and_pass_the_threshold():
@@ -73,10 +73,24 @@ def test_boxes_have_the_colour_of_their_class_and_pass_the_threshold():
     image = np.full((400, 400, 3), 255, np.uint8)
     picture = Painter(CLASSES, PALETTE, score_thr=0.3)(image, sample).astype(int)
     assert abs(picture[160, 148:153] - PALETTE[0]).sum(1).min() < 160  # drawn at an opacity of 0.8
-    assert picture[:, 240:].min() > 250
+    assert picture[:, 240:400].min() > 250
+    assert has(picture[:, 400:], PALETTE[0]) and not has(picture[:, 400:], PALETTE[2])  # the legend
     torch.testing.assert_close(sample.pred_instances.bboxes[0], torch.tensor([50., 100., 150., 200.]))
 
 
 def test_other_predictions_are_refused():
     with pytest.raises(UserError, match='this model predicts pred_label'):
         Painter(CLASSES, PALETTE)(np.zeros((8, 8, 3), np.uint8), BaseDataElement(pred_label=torch.tensor(1)))
+
+
+def test_labels_of_boxes_have_one_size(monkeypatch):
+    """mmdet's own grow with the box."""
+    visualization = pytest.importorskip('mmdet.visualization')
+    sizes = []
+    monkeypatch.setattr(
+        visualization.DetLocalVisualizer.__mro__[1], 'draw_texts',
+        lambda self, texts, positions, font_sizes=None, **settings: sizes.append(font_sizes) or self)
+    boxes = torch.tensor([[10., 10., 20., 20.], [50., 50., 390., 390.]])
+    instances = InstanceData(bboxes=boxes, scores=torch.tensor([0.9, 0.8]), labels=torch.tensor([0, 1]))
+    Painter(CLASSES, PALETTE)(np.full((400, 400, 3), 255, np.uint8), BaseDataElement(pred_instances=instances))
+    assert len(sizes) == 2 and len(set(sizes)) == 1
