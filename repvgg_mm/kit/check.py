@@ -24,7 +24,7 @@ def main(arguments):
         sys.exit(__doc__)
 
     meta = json.loads((FOLDER / 'engine.json').read_text(encoding='utf-8'))
-    tolerance = float(arguments[1]) if len(arguments) > 1 else TOLERANCES[meta['precision']]
+    tolerance = tolerance_of(arguments, meta)
     complaints = changed_files(meta)
 
     outputs_of = from_folder(Path(arguments[0]), meta) if arguments else from_onnxruntime(meta)
@@ -44,6 +44,15 @@ def main(arguments):
         print(complaint)
     print('The outputs do not agree with the expected ones.' if complaints else 'All outputs agree.')
     sys.exit(1 if complaints else 0)
+
+
+def tolerance_of(arguments, meta):
+    if len(arguments) < 2:
+        return TOLERANCES[meta['precision']]
+    try:
+        return float(arguments[1])
+    except ValueError:
+        sys.exit(f'A tolerance is a number, such as 0.05, and this is {arguments[1]!r}.')
 
 
 def changed_files(meta):
