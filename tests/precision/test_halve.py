@@ -7,8 +7,10 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from detectors import detector
 from engines import quiet
 from helpers import pspnet_config
 from mmengine.config import Config
@@ -23,6 +25,7 @@ from repvgg_mm.export.export import export
 from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.model import build_model
 from repvgg_mm.precision import halve
+from repvgg_mm.precision.graph import producers_of
 from repvgg_mm.precision.metric import headline, validation_config
 
 pytestmark = pytest.mark.stack
@@ -69,19 +72,44 @@ def test_without_data_it_is_written_and_not_measured(tmp_path):
 
 
 def test_past_max_drop_nothing_is_written(cfg, checkpoint, tmp_path, monkeypatch):
-    """Half as wrong as it can be: without the bias of any convolution."""
-    def broken(model, float32, io_dtype):
-        made = halved(model, float32, io_dtype)
-        for node in made.graph.node:
-            if node.op_type == 'Conv':
-                del node.input[2:]
-        return made
-
-    halved = halve.to_half
-    monkeypatch.setattr(halve, 'to_half', broken)
-    with pytest.raises(UserError, match=r'fp16 may lose -100 points of mIoU .* reached .* Nothing was written: use'):
-        export(cfg, checkpoint, tmp_path / 'out', replace(FP16, max_drop=-100.), progress=quiet)
+    """Of what it computes only the metric is made up: a loss of 0.4 points, then a gain."""
+    target = replace(FP16, max_drop=0.3)
+    metrics = iter([50., 49.6, 49.6, 50.])
+    monkeypatch.setattr(halve, 'evaluate', lambda cfg, engine: dict(mIoU=next(metrics)))
+    with pytest.raises(UserError, match=r'may lose 0\.3 points of mIoU .* reached 49\.60 instead of 50\.00\. Nothing'):
+        export(cfg, checkpoint, tmp_path / 'out', target, progress=quiet)
     assert list(tmp_path.iterdir()) == []
+
+    exported = export(cfg, checkpoint, tmp_path / 'out', target, progress=quiet)
+    assert exported.description.half.drop == -0.4
+
+
+def test_what_leaves_the_range_is_named_and_stays_in_float32(run):
+    """The stem gives a million times as much, and the next block takes it back: the same network."""
+    content = torch.load(run / 'checkpoint.pth', weights_only=True)
+    for name, tensor in content['state_dict'].items():
+        if name.startswith('backbone.stem') and name.endswith(('norm.weight', 'norm.bias')):
+            tensor.mul_(1e6)
+        if name.startswith('backbone.stage_1.0') and name.endswith('conv.weight'):
+            tensor.mul_(1e-6)
+    torch.save(content, run / 'large.pth')
+
+    result = run_tool('tools/export.py', run / 'config.py', run / 'large.pth', '--out', run / 'large', '--precision',
+                      'fp16', '--calib-images', 2, '--max-drop', 100)
+    half = json.loads((run / 'large/engine.json').read_text())['half']
+    assert any('backbone.stem' in name for name in half['float32'])
+    assert not any('backbone.stage_2' in name for name in half['float32'])
+    assert 'In float32, since float16 ends at 65504: ' in result.stdout
+    shutil.rmtree(run / 'large')
+
+
+def test_a_detectors_boxes_are_decoded_in_float32(tmp_path):
+    model, cfg = detector('RetinaNet')
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'checkpoint.pth')
+    checkpoint = Checkpoint.read(tmp_path / 'checkpoint.pth')
+    exported = export(cfg, checkpoint, tmp_path / 'out', replace(FP16, shape=(64, 96)), progress=quiet)
+    producers = producers_of(onnx.load(exported.path))
+    assert producers['boxes'].op_type == producers['scores'].op_type == 'Concat'  # not a cast behind it
 
 
 @pytest.mark.parametrize('changes, message', [
