@@ -83,6 +83,8 @@ def config_of(path: Path, root: Path) -> Config:
     """Whose validation data lie in `root`."""
     cfg = Config.fromfile(path)
     cfg.val_dataloader.dataset.data_root = str(root)
+    if 'ann_file' in cfg.val_evaluator:
+        cfg.val_evaluator.ann_file = f'{root}/annotations/val.json'
     return cfg
 
 
