@@ -52,6 +52,7 @@ MUTANTS = [
     Mutant('files/tensor_file.py', 'tensor.clone() if address in seen else tensor', 'tensor',
            'tests/files/test_tensor_file.py'),
     Mutant('files/tensor_file.py', ', list(tensors[name].shape)]', ']', 'tests/files/test_tensor_file.py'),
+    Mutant('demo/shapes.py', "mask.flatten(order='F')", 'mask.flatten()', 'tests/demo/test_shapes.py'),
     Mutant('fusion.py', 'all(map(operator.is_, values, self.values))', 'True', 'tests/test_kept.py'),
     Mutant('fusion.py', '            [*map(VERSION, self.kernels)] == self.versions\n', '            True\n',
            'tests/test_kept.py'),

@@ -1,4 +1,4 @@
-"""A generated dataset for demonstrations and tests: images, masks and COCO boxes of geometric shapes.
+"""A generated dataset for demonstrations and tests: images, masks and COCO annotations of geometric shapes.
 
 Shapes overlap, vary in size and angle, and lie on a noisy, shaded background. Each class has a colour
 that varies from shape to shape and under the noise of the image.
@@ -27,8 +27,9 @@ def make_shapes(
     """Write `images/{train,val}/*.jpg`, `labels/{train,val}/*.png` and `annotations/{train,val}.json`.
 
     Images and masks are (size, size); a mask holds the index in `CLASSES`. The annotations are in
-    COCO format, boxes x, y, width, height in pixels around each shape's visible part, category ids as
-    in `CLASSES`. The same arguments write the same files; those of an earlier call with more images go.
+    COCO format: each shape's visible part as run lengths, the box x, y, width, height in pixels around
+    it, and the category id as in `CLASSES`. The same arguments write the same files; those of an earlier
+    call with more images go.
 
     Raises:
         UserError: there is less than one image of a pixel, or the files cannot be written.
@@ -194,4 +195,12 @@ def _annotation(number: int, image: int, mask: np.ndarray, visible: np.ndarray) 
         category_id=int(mask[ys[0], xs[0]]),
         iscrowd=0,
         bbox=[x, y, width, height],
-        area=int(visible.sum()))
+        area=int(visible.sum()),
+        segmentation=dict(size=list(visible.shape), counts=_run_lengths(visible)))
+
+
+def _run_lengths(mask: np.ndarray) -> list[int]:
+    """COCO's, uncompressed: pixels down the columns outside, inside, outside and so on; the first may be 0."""
+    pixels = mask.flatten(order='F')
+    changes = np.flatnonzero(np.diff(pixels, prepend=False))
+    return np.diff(changes, prepend=0, append=pixels.size).tolist()

@@ -7,6 +7,7 @@ import json
 import cv2
 import numpy as np
 import pytest
+from pycocotools.mask import decode, frPyObjects
 
 from repvgg_mm import UserError
 from repvgg_mm.demo.shapes import CLASSES, COLOURS, _draw, _shape, make_shape_folders, make_shapes
@@ -59,6 +60,12 @@ def test_masks_boxes_and_instances_tell_the_same(tmp_path):
             assert inside.any(0)[[0, -1]].all() and inside.any(1)[[0, -1]].all()  # no smaller box would do
             outside[y:y + height, x:x + width] = 0
         assert not outside.any()
+        segmented = np.zeros_like(mask)
+        for one in shapes:
+            inside = decode(frPyObjects(one['segmentation'], 64, 64))
+            assert inside.sum() == one['area'] and not segmented[inside > 0].any()
+            segmented[inside > 0] = one['category_id']
+        np.testing.assert_array_equal(segmented, mask)
     assert [one['id'] for one in coco['annotations']] == list(range(1, len(coco['annotations']) + 1))
 
 
