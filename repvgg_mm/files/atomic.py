@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
@@ -107,25 +107,20 @@ def check_output_file(flag: str, path: Path | None, *suffixes: str) -> None:
         raise UserError(
             f'{flag} names a file in {", ".join(suffixes)}, and {path} is {found}. Give a name such as {example}.')
 
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(
-            f'{path} could not be written ({error}); nothing was left there. '
-            'Choose a folder that you can write to.') from None
+    _check_writable(path, path.absolute().parents)
 
 
 def check_output_folder(folder: Path, overwrite: bool, flag: str = '--out') -> None:
-    """Raise UserError if `folder` is a file, or not empty and not to be overwritten.
+    """Raise UserError if `folder` is a file, not empty and not to be overwritten, or cannot be written to.
 
     What a killed `atomic_folder` left in it is removed and does not count.
     """
-    if not folder.exists():
-        return
-
-    if not folder.is_dir():
+    if os.path.isfile(folder):
         raise UserError(f'{flag} is a folder, and {folder} is a file. Choose another name.')
+
+    _check_writable(folder, (folder, *folder.absolute().parents))
+    if not os.path.exists(folder):
+        return
 
     _remove_abandoned(folder, folder.name)
     content = list(folder.iterdir())
@@ -133,6 +128,17 @@ def check_output_folder(folder: Path, overwrite: bool, flag: str = '--out') -> N
         raise UserError(
             f'{flag} is a new or empty folder, and {folder} holds {len(content)} files. '
             'Choose another, or add --overwrite.')
+
+
+def _check_writable(path: Path, folders: Iterable[Path]) -> None:
+    """UserError if no file can be made in the first of `folders` that exists, where `path` will be."""
+    folder = next(folder for folder in folders if os.path.exists(folder))  # False too where it cannot be looked up
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f'{path} could not be written ({error}); nothing was left there. '
+            'Choose a folder that you can write to.') from None
 
 
 def _move_files(temporary: Path, path: Path, existed: bool) -> None:

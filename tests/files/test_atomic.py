@@ -202,6 +202,16 @@ def test_an_output_folder_is_new_empty_or_to_be_overwritten(tmp_path):
         check_output_folder(tmp_path / 'file', overwrite=True)
 
 
+def test_an_output_folder_can_be_written_to_before_the_work(tmp_path):
+    check_output_folder(tmp_path / 'new' / 'folders', overwrite=False)
+    assert os.listdir(tmp_path) == []  # the check leaves nothing
+
+    (tmp_path / 'file').write_text('')
+    for folder in (Path('/proc'), Path('/proc/kit'), tmp_path / 'file' / 'new' / 'kit'):
+        with pytest.raises(UserError, match=rf'{folder} could not be written .*nothing was left there'):
+            check_output_folder(folder, overwrite=True)
+
+
 def test_sha256(tmp_path):
     (tmp_path / 'file').write_bytes(b'abc')
     assert sha256_of(tmp_path / 'file') == 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
