@@ -72,6 +72,7 @@ def convert(parser: argparse.ArgumentParser) -> None:
         '--shape', type=int, nargs=2, metavar=('H', 'W'),
         help='size of the input on which both forms are compared; from the config by default')
     add_report(parser)
+    add_latency_seconds(parser, 'the times of both forms')
 
 
 def convert_weights(parser: argparse.ArgumentParser) -> None:
@@ -121,9 +122,7 @@ def export(parser: argparse.ArgumentParser) -> None:
         help='also write a folder to hand over: engine, calibration inputs, expected outputs, a check without torch')
     add_overwrite(parser)
     add_report(parser)
-    parser.add_argument(
-        '--latency-seconds', type=float, default=LATENCY_SECONDS, metavar='S',
-        help='for the times of --report, three rounds in any case; 0 leaves them out (default: %(default)s)')
+    add_latency_seconds(parser, 'the times of --report')
 
 
 def predict(parser: argparse.ArgumentParser) -> None:
@@ -238,6 +237,13 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 def add_report(parser: argparse.ArgumentParser) -> None:
     """--report."""
     parser.add_argument('--report', type=Path, metavar='FILE.html', help='write what was found as one page')
+
+
+def add_latency_seconds(parser: argparse.ArgumentParser, times: str) -> None:
+    """--latency-seconds, for `times`."""
+    parser.add_argument(
+        '--latency-seconds', type=float, default=LATENCY_SECONDS, metavar='S',
+        help=f'for {times}, three rounds in any case; 0 leaves them out (default: %(default)s)')
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

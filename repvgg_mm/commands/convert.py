@@ -9,8 +9,8 @@ from ..deploy.checkpoint import Checkpoint
 from ..deploy.conversion import convert_checkpoint, write_deploy
 from ..deploy.costs import costs_table, measure_costs
 from ..files.atomic import check_output_file, check_output_folder
-from .screen import Screen, command_line, open_screen
-from .setup import load_config
+from .screen import Screen, command_line, open_screen, timed_progress
+from .setup import check_latency_seconds, load_config
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,11 +23,13 @@ def convert(args: argparse.Namespace, screen: Screen) -> None:
     out = Path(args.out)
     check_output_folder(out, args.overwrite)
     check_output_file('--report', args.report, '.html', '.htm')
+    check_latency_seconds(args.latency_seconds)
 
+    progress = timed_progress(screen)
     cfg = load_config(args)
     checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
     conversion = convert_checkpoint(cfg, checkpoint, args.shape)
-    costs = measure_costs(conversion)
+    costs = measure_costs(conversion, latency_seconds=args.latency_seconds, progress=progress)
     screen.say(costs_table(conversion, costs, all_errors=args.verbose))
 
     weights = write_deploy(conversion, out, args.format)
@@ -38,5 +40,6 @@ def convert(args: argparse.Namespace, screen: Screen) -> None:
     if args.report:
         from ..report.conversion_page import conversion_page
         from ..report.page import write_page
+        progress('Comparing both forms on images')
         write_page(args.report, conversion_page(conversion, costs, cfg, Path(args.config).name))
         screen.say(f'Report: {args.report}')

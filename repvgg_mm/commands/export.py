@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from ..deploy.checkpoint import Checkpoint
 from ..engine.description import Description, Half
-from ..errors import UserError
 from ..export.export import export
 from ..export.target import Target
 from ..export.tensorrt import tensorrt_commands
@@ -17,8 +14,8 @@ from ..files.atomic import check_output_file
 from ..kit.kit import check_kit, write_kit
 from ..precision.quantise import describe_attempt
 from ..pretrained import listed
-from .screen import Screen, open_screen
-from .setup import load_config
+from .screen import Screen, open_screen, timed_progress
+from .setup import check_latency_seconds, load_config
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,14 +26,12 @@ def run(args: argparse.Namespace) -> None:
 def export_engine(args: argparse.Namespace, screen: Screen) -> None:
     """Read the checkpoint once, export, tell what was found, write the page."""
     check_output_file('--report', args.report, '.html', '.htm')
-    if not args.latency_seconds >= 0:
-        raise UserError(
-            f'--latency-seconds is a time of 0 or more, got {args.latency_seconds:g}. 0 leaves measuring out.')
+    check_latency_seconds(args.latency_seconds)
     target = Target(
         args.engine, args.precision, args.shape, args.dynamic, args.argmax, args.preprocess,
         args.calib_images, args.max_drop, args.nms, args.io_dtype)
 
-    progress = _timed_progress(screen)
+    progress = timed_progress(screen)
     cfg = load_config(args)
     if args.kit:
         check_kit(cfg, Path(args.kit), Path(args.out), target, overwrite=args.overwrite)
@@ -93,15 +88,3 @@ def tell_half(half: Half, screen: Screen) -> None:
     else:
         screen.say(
             f'{half.metric} on validation: {half.metric_float32:.2f} in float32, {half.metric_half:.2f} in fp16.')
-
-
-def _timed_progress(screen: Screen) -> Callable[[str], None]:
-    """Says a step with the seconds since now; a table, of several lines, with --verbose alone."""
-    start = time.perf_counter()
-
-    def progress(step: str) -> None:
-        if '\n' in step and not screen.verbose:
-            return
-        seconds = time.perf_counter() - start
-        screen.say(f'[{seconds:5.1f} s] {step}')
-    return progress

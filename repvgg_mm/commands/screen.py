@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from numbers import Number
 from pathlib import Path
@@ -81,6 +81,18 @@ def open_screen(verbose: bool) -> Iterator[Screen]:
         if screen.work_dir and log_of(screen.work_dir):
             screen.say(f'The run ended early; its log is {log_of(screen.work_dir)}')
         raise
+
+
+def timed_progress(screen: Screen) -> Callable[[str], None]:
+    """Says a step with the seconds since now; a table, of several lines, with --verbose alone."""
+    start = time.perf_counter()
+
+    def progress(step: str) -> None:
+        if '\n' in step and not screen.verbose:
+            return
+        seconds = time.perf_counter() - start
+        screen.say(f'[{seconds:5.1f} s] {step}')
+    return progress
 
 
 class ProgressHook(Hook):

@@ -37,6 +37,12 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_latency_seconds(seconds: float) -> None:
+    """Raises UserError: --latency-seconds is no time."""
+    if not seconds >= 0:
+        raise UserError(f'--latency-seconds is a time of 0 or more, got {seconds:g}. 0 leaves measuring out.')
+
+
 def parse_options(values: Sequence[str] | None) -> dict | None:
     """The settings in KEY=VALUE words, as mmengine's `--cfg-options` reads them.
 

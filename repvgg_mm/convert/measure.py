@@ -48,13 +48,32 @@ def count_macs(model: nn.Module, *inputs: Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
+ROUNDS = 15
 LEAST_ROUNDS = 2  # that quartiles need
+SECONDS_BETWEEN = 5.0  # of two lines of progress
+
+
+class RoundProgress:
+    """An `after_round` of `interleaved_latency` that says every `SECONDS_BETWEEN` how many of `rounds` are `done`."""
+
+    def __init__(self, rounds: int, say: Callable[[str], None]) -> None:
+        self.rounds = rounds
+        self.say = say
+        self.done = 0
+        self.said = time.perf_counter()
+
+    def __call__(self, done: int) -> None:
+        self.done = done
+        now = time.perf_counter()
+        if now - self.said >= SECONDS_BETWEEN:
+            self.said = now
+            self.say(f'Measured latency in {done} of {self.rounds} rounds')
 
 
 @torch.no_grad()
 def interleaved_latency(
     calls: Mapping[str, Callable[[], object]],
-    rounds: int = 15,
+    rounds: int = ROUNDS,
     *,
     pause: float = 0.0,
     limit: float = math.inf,
@@ -91,8 +110,19 @@ def interleaved_latency(
     return found
 
 
-def form_latency(trained: nn.Module, deploy: nn.Module, inputs: Tensor, rounds: int = 15) -> dict[str, Latency]:
-    """Of one forward call of 'branches' (the training form, branch by branch), 'training' and 'deploy'."""
+def form_latency(
+    trained: nn.Module,
+    deploy: nn.Module,
+    inputs: Tensor,
+    rounds: int = ROUNDS,
+    *,
+    limit: float = math.inf,
+    after_round: Callable[[int], None] = lambda done: None,
+) -> dict[str, Latency]:
+    """Of one forward call of 'branches' (the training form, branch by branch), 'training' and 'deploy'.
+
+    `limit` and `after_round` as in `interleaved_latency`.
+    """
     run = WAYS[way_of(trained, inputs)]
 
     def call_branches() -> None:
@@ -104,7 +134,7 @@ def form_latency(trained: nn.Module, deploy: nn.Module, inputs: Tensor, rounds: 
         'training': partial(run, trained, inputs),
         'deploy': partial(run, deploy, inputs),
     }
-    return interleaved_latency(calls, rounds)
+    return interleaved_latency(calls, rounds, limit=limit, after_round=after_round)
 
 
 class LiveBytes(TorchDispatchMode):

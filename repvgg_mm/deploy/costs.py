@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from ..convert.blocks import blocks_of
-from ..convert.measure import Latency, count_macs, count_parameters, form_latency
+from ..convert.measure import ROUNDS, Latency, RoundProgress, count_macs, count_parameters, form_latency
 from ..convert.raw_outputs import is_two_stage
 from .conversion import Conversion
 
@@ -19,12 +20,16 @@ MOST_ERRORS = 6  # lines
 
 @dataclass(frozen=True)
 class Costs:
-    """What the two forms of a conversion cost, training form first; `latency` is that of `form_latency`."""
+    """What the two forms of a conversion cost, training form first.
+
+    `latency` is that of `form_latency` in so many `rounds`; empty if it was left out.
+    """
 
     blocks: int
     parameters: tuple[int, int]
     macs: tuple[int, int]
     latency: Mapping[str, Latency]
+    rounds: int = 0
 
 
 class CostRow(NamedTuple):
@@ -41,14 +46,30 @@ class CostRow(NamedTuple):
         return _text(self.training, self.digits), _text(self.deploy, self.digits)
 
 
-def measure_costs(conversion: Conversion, *, latency: bool = True) -> Costs:
-    """Parameters, multiply-accumulates and, with `latency`, latency of both forms."""
+def measure_costs(
+    conversion: Conversion,
+    *,
+    latency_seconds: float = math.inf,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Costs:
+    """Parameters, multiply-accumulates and latency of both forms.
+
+    Args:
+        latency_seconds: as the limit of `form_latency`; 0 leaves latency out.
+    """
     trained, deploy, inputs = conversion.trained, conversion.deploy, conversion.inputs
+    latency = {}
+    after_round = RoundProgress(ROUNDS, progress)
+    if latency_seconds > 0:
+        progress('Measuring latency')
+        latency = form_latency(trained, deploy, inputs, ROUNDS, limit=latency_seconds, after_round=after_round)
+
     return Costs(
         blocks=len(blocks_of(deploy)),
         parameters=(count_parameters(trained), count_parameters(deploy)),
         macs=(count_macs(trained, inputs), count_macs(deploy, inputs)),
-        latency=form_latency(trained, deploy, inputs) if latency else {})
+        latency=latency,
+        rounds=after_round.done)
 
 
 def size_rows(parameters: tuple[int, int], macs: tuple[int, int] | None = None) -> list[CostRow]:
@@ -60,7 +81,9 @@ def size_rows(parameters: tuple[int, int], macs: tuple[int, int] | None = None) 
 
 
 def latency_rows(latency: Mapping[str, Latency]) -> list[CostRow]:
-    """Medians of `form_latency`, in milliseconds."""
+    """Medians of `form_latency`, in milliseconds; no rows if it was left out."""
+    if not latency:
+        return []
     branches, training, deploy = (latency[name].median_ms for name in ('branches', 'training', 'deploy'))
     return [
         CostRow('latency, branch by branch (ms)', branches, None, 1),
@@ -97,17 +120,21 @@ def costs_table(conversion: Conversion, costs: Costs, *, all_errors: bool = Fals
         *conversion.errors.remarks(),
     ]
     rows = [(row.name, *row.texts) for row in cost_rows(costs)]
-    return '\n'.join([*lines, '', table_of_forms(rows), conditions(conversion)])
+    return '\n'.join([*lines, '', table_of_forms(rows), conditions(conversion, costs)])
 
 
-def conditions(conversion: Conversion) -> str:
+def conditions(conversion: Conversion, costs: Costs) -> str:
     """What the figures of `measure_costs` depend on."""
     height, width = conversion.inputs.shape[2:]
     device = next(conversion.deploy.parameters()).device
     proposals = ', fixed proposals' if is_two_stage(conversion.deploy) else ''
+    image = f'1 image of {height}x{width}{proposals}'
+    flops = 'FLOPs of the training form: those of its branches.'
+    if not costs.latency:
+        return f'Latency was not measured. GFLOPs: of {image}. {flops}'
     return (
-        f'Latency: median of interleaved calls, 1 image of {height}x{width}{proposals}, {device}, '
-        f'{torch.get_num_threads()} threads, float32. FLOPs of the training form: those of its branches.')
+        f'Latency: median of {costs.rounds} interleaved calls, {image}, {device}, '
+        f'{torch.get_num_threads()} threads, float32. {flops}')
 
 
 def _error_lines(errors: Mapping[str, float], all_errors: bool) -> list[str]:

@@ -101,8 +101,8 @@ def name_above_bars(axis: Axes, names: Sequence[str]) -> None:
 
 
 def latency_chart(latencies: Mapping[str, Latency], label: str) -> Markup:
-    """Green is what is faster than the first bar, orange what is slower, grey what is computed branch by branch."""
-    first = next(iter(latencies.values()))
+    """Grey is what is computed branch by branch, blue the first of the others, green what is faster, orange slower."""
+    first = next((found for name, found in latencies.items() if not _by_branch(name)), None)
     colours = [_colour_beside(first, name, latency) for name, latency in latencies.items()]
 
     def draw(figure: Figure) -> None:
@@ -221,8 +221,12 @@ def _colours_of_branches(ranges: Mapping[str, Mapping[str, Range]]) -> dict[str,
     return colours
 
 
-def _colour_beside(first: Latency, name: str, latency: Latency) -> str:
-    if 'branch' in name:
+def _by_branch(name: str) -> bool:
+    return 'branch by branch' in name
+
+
+def _colour_beside(first: Latency | None, name: str, latency: Latency) -> str:
+    if _by_branch(name):
         return GREY
     if latency is first or latency.median_ms == first.median_ms:
         return BLUE

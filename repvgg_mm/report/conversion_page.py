@@ -27,12 +27,10 @@ def conversion_page(conversion: Conversion, costs: Costs, cfg: Config, config_na
         config_name, meta['source'], meta['source_sha256'], meta['arch'], meta['versions'], conversion.inputs.shape,
         cfg)
     sections, picture_verdicts = sections_of_both_forms(conversion, costs, cfg)
-    verdicts = [
-        error_verdict(conversion.errors, TOLERANCE),
-        _latency_verdict(costs),
-        parameter_verdict(costs),
-        *picture_verdicts,
-    ]
+    verdicts = [error_verdict(conversion.errors, TOLERANCE)]
+    if costs.latency:
+        verdicts.append(_latency_verdict(costs))
+    verdicts += [parameter_verdict(costs), *picture_verdicts]
     title = model_title(conversion.trained, meta['arch'])
     return Page(f'{title}, {config_name}', 'Conversion report', facts, verdicts, sections)
 
@@ -46,7 +44,7 @@ def sections_of_both_forms(
     try:
         pictures = side_by_side(cfg, {'training form': trained, 'deploy form': deploy})
     except UserError as error:
-        pictures, missing = SideBySide([], [], []), str(error)
+        pictures, missing = SideBySide([], [], [], 0), str(error)
 
     if pictures.inputs:
         inputs, source = pictures.inputs, f'{len(pictures.inputs)} images of the validation set'
@@ -81,11 +79,16 @@ def parameter_verdict(costs: Costs) -> Verdict:
 
 def _latency_verdict(costs: Costs) -> Verdict:
     branches, training, deploy = (costs.latency[name].median_ms for name in FORMS)
+    good = None  # faster than one of them alone
+    if deploy <= min(branches, training):
+        good = True
+    elif deploy > max(branches, training):
+        good = False
     return Verdict(
         f'{branches / deploy:.2f}x',
         'as fast as branch by branch',
         f'{branches:.1f} to {deploy:.1f} ms; against the training form as evaluated {training / deploy:.2f}x',
-        good=deploy <= branches)
+        good=good)
 
 
 def picture_verdict(pictures: SideBySide, unit: str, words: str) -> Verdict:
@@ -100,12 +103,12 @@ def picture_verdict(pictures: SideBySide, unit: str, words: str) -> Verdict:
 
 def _costs_section(conversion: Conversion, costs: Costs) -> Section:
     text = f'{costs.blocks} RepVGG blocks were fused.'
-    if not costs.latency:  # an export's page has one table of times, the engine's among them
+    if not costs.latency:  # left out, or with those of an engine in one table
         return Section('Both forms', text, [_table_of(size_rows(costs.parameters, costs.macs))])
 
     table = _table_of(cost_rows(costs))
     latency = {title: costs.latency[name] for name, title in FORMS.items()}
-    chart = Chart(latency_chart(latency, 'Latency of both forms'), conditions(conversion))
+    chart = Chart(latency_chart(latency, 'Latency of both forms'), conditions(conversion, costs))
     return Section(
         'Both forms',
         f'{text} As evaluated, each block of the training form is one convolution, '
@@ -143,8 +146,8 @@ def picture_section(title: str, pictures: SideBySide, missing: str, words: str) 
         return Section(title, 'Predictions of segmentors and detectors are drawn, and this is neither.')
     return Section(
         title,
-        'Images at even distances of the validation set of the config, through the pipeline and post-processing of the '
-        f'toolbox; {words}.',
+        f'{len(pictures.comparisons)} of the {pictures.available:,} images of the validation set, at even distances, '
+        f'through the pipeline and post-processing of the toolbox; {words}.',
         [Gallery(pictures.comparisons, pictures.legend, legend_words(pictures))])
 
 

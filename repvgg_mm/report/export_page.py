@@ -12,7 +12,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..block import branch_by_branch
-from ..convert.measure import Latency, interleaved_latency
+from ..convert.measure import ROUNDS, Latency, RoundProgress, interleaved_latency
 from ..deploy.costs import measure_costs
 from ..engine.description import Description, Half, Quantisation
 from ..engine.engine import Engine
@@ -30,8 +30,6 @@ from .side_by_side import SideBySide, side_by_side
 ENGINE, DEPLOY = 'engine', 'deploy form in PyTorch'
 TRAINING, BRANCHES = 'training form in PyTorch, as evaluated', 'training form in PyTorch, branch by branch'
 PAUSE = 0.1  # seconds before each timed call
-ROUNDS = 15
-SAID_AFTER = 5  # rounds
 LONGEST_OPEN_TABLE = 12  # rows
 Progress = Callable[[str], None]
 
@@ -82,7 +80,7 @@ def export_page(
 
     if conversion is not None:
         progress('Comparing both forms in PyTorch')
-        costs = measure_costs(conversion, latency=False)
+        costs = measure_costs(conversion, latency_seconds=0)
         forms, _ = sections_of_both_forms(conversion, costs, cfg)
         verdicts.append(parameter_verdict(costs))
         sections += forms
@@ -108,7 +106,7 @@ def _predictions(exported: Exported, cfg: Config) -> tuple[SideBySide, str]:
         models = {'deploy form, PyTorch': exported.reference.model, f'engine, {exported.description.precision}': engine}
         return side_by_side(cfg, models), ''
     except UserError as error:
-        return SideBySide([], [], []), str(error)
+        return SideBySide([], [], [], 0), str(error)
 
 
 def engine_latency(
@@ -131,16 +129,10 @@ def engine_latency(
         calls[TRAINING] = partial(trained, image)
         calls[BRANCHES] = partial(_by_branch, trained, image)
 
-    done = 0
-
-    def after_round(number: int) -> None:
-        nonlocal done
-        done = number
-        if number % SAID_AFTER == 0:
-            progress(f'Measured latency in {number} of {rounds} rounds' if number else 'Measuring latency')
-
+    progress('Measuring latency')
+    after_round = RoundProgress(rounds, progress)
     latencies = interleaved_latency(calls, rounds, pause=PAUSE, limit=limit, after_round=after_round)
-    return latencies, done
+    return latencies, after_round.done
 
 
 def _by_branch(network: nn.Module, image: Tensor) -> None:

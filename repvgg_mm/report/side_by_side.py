@@ -31,7 +31,11 @@ from ..openmmlab.model import is_detector, is_segmentor
 SCORE = 0.5          # boxes below are not drawn
 SHIFT = 1.0          # pixels by which two boxes may differ and count as the same
 UNLABELLED = 'not labelled'
-WIDTH = 3.4          # of a picture, inches at 130 dots
+LEAST = 0.01         # pixels and percent points: less is not told apart
+WIDTH = 2.4          # of a picture, inches, about as a page shows it
+DPI = 184
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
+BRIGHT = 0.6         # luma of a colour on which text is black
 ALARM = '#ff2fd0'    # colour of a difference
 ALARM_RGBA = (255, 47, 208, 255)
 
@@ -59,6 +63,7 @@ class SideBySide(NamedTuple):
     comparisons: list[ImageComparison]
     legend: list[tuple[str, str]]  # class and CSS colour
     inputs: list[Tensor]           # what the models took, (1, C, H, W) each
+    available: int                 # images in the validation set
 
 
 def draw_mask(axis: Axes, image: np.ndarray, sample: BaseDataElement, kind: str, colours: np.ndarray) -> None:
@@ -83,7 +88,8 @@ def draw_boxes(axis: Axes, image: np.ndarray, sample: BaseDataElement, kind: str
         if kind == 'pred':
             percent = f'{100 * instances.scores[i]:.0f}'
             background = dict(facecolor=colour, edgecolor='none', pad=0.8)
-            axis.text(max(x1, 0), max(y1, 0), percent, fontsize=7, color='white', va='top', bbox=background)
+            ink = 'black' if colour @ LUMA > BRIGHT else 'white'
+            axis.text(max(x1, 0), max(y1, 0), percent, fontsize=7, color=ink, va='top', bbox=background)
 
 
 @torch.no_grad()
@@ -118,7 +124,7 @@ def side_by_side(cfg: Config, models: dict[str, nn.Module], count: int = 4) -> S
     legend = _legend(dataset, colours) if drawn else []
     if legend and is_segmentor(first):
         legend.append((UNLABELLED, 'black'))
-    return SideBySide(comparisons, legend, inputs)
+    return SideBySide(comparisons, legend, inputs, len(dataset))
 
 
 def colours_of(dataset: BaseDataset) -> np.ndarray:
@@ -224,9 +230,9 @@ def _compare_boxes(first: BaseDataElement, second: BaseDataElement) -> Differenc
     if paired.any():
         partners = shift.argmin(1)[paired]
         scores = (ours.scores[paired] - others.scores[partners]).abs()
-        words += (
-            f', edges within {nearest[paired].max():.1g} pixels, '
-            f'scores within {100 * scores.max():.1g} percent points')
+        shifted = max(nearest[paired].max(), LEAST)
+        changed = max(100 * scores.max(), LEAST)
+        words += f', edges within {shifted:.2f} pixels, scores within {changed:.2f} percent points'
 
     def mark(axis: Axes, extent: Sequence[float]) -> None:
         for box in alone:
@@ -258,9 +264,9 @@ def _picture(title: str, draw: Callable[[Axes], object], image: np.ndarray, mask
 
     data = io.BytesIO()
     if mask:
-        figure.savefig(data, dpi=130, format='png')
+        figure.savefig(data, dpi=DPI, format='png')
         return Picture(title, 'image/png', data.getvalue())
-    figure.savefig(data, dpi=130, format='jpg', pil_kwargs=dict(quality=82))
+    figure.savefig(data, dpi=DPI, format='jpg', pil_kwargs=dict(quality=82))
     return Picture(title, 'image/jpeg', data.getvalue())
 
 

@@ -163,6 +163,7 @@ main()
 
 @pytest.mark.parametrize(('options', 'expected'), [
     (['--cfg-options', 'model.backbone.nonsense=3'], 'Compare it with a file in configs/'),
+    (['--latency-seconds', '-1'], '--latency-seconds is a time of 0 or more, got -1'),
     (['--shape', '-5', '20'], 'An image has a pixel or more on each side, got --shape -5 20')])
 def test_options_that_nothing_has(options, expected, checkpoint, tmp_path):
     out = tmp_path / 'deploy'
@@ -171,9 +172,10 @@ def test_options_that_nothing_has(options, expected, checkpoint, tmp_path):
     assert not out.exists()
 
 
-def test_the_next_command_can_be_pasted(checkpoint, tmp_path):
+def test_latency_is_left_out_and_the_next_command_can_be_pasted(checkpoint, tmp_path):
     out = tmp_path / 'a folder'
-    said = convert(checkpoint, out).stdout
+    said = convert(checkpoint, out, '--latency-seconds', '0').stdout
+    assert 'Latency was not measured' in said and '| latency' not in said
     command = shlex.split(said.split('Next:\n')[1].splitlines()[0])
     assert command == ['repvgg-mm', 'test', str(out / 'deploy.py'), str(out / 'deploy.pth')]
 

@@ -6,8 +6,6 @@ import pytest
 from tool_runs import CONFIG, assert_refused, run_tool
 
 from repvgg_mm.__main__ import run
-from repvgg_mm.commands.export import _timed_progress
-from repvgg_mm.commands.screen import Screen
 
 pytestmark = pytest.mark.stack
 
@@ -19,15 +17,6 @@ def test_what_it_says_of_an_engine(checkpoint, tmp_path, capsys):
     assert f'Wrote {tmp_path / "engine" / "engine.onnx"} and engine.json.' in out
     assert '--minShapes=image:1x3x64x64 --optShapes=image:1x3x64x64 --maxShapes=image:4x3x64x64' in out
     assert sorted(path.name for path in (tmp_path / 'engine').iterdir()) == ['engine.json', 'engine.onnx']
-
-
-def test_a_table_is_shown_on_request(capsys):
-    for verbose in (False, True):
-        progress = _timed_progress(Screen(verbose))
-        progress('a step')
-        progress('a table\nof two lines')
-        out = capsys.readouterr().out
-        assert 'a step' in out and ('of two lines' in out) == verbose
 
 
 def test_flags_that_do_not_go_together_are_refused_before_the_work(checkpoint, tmp_path):

@@ -13,7 +13,7 @@ from tool_runs import CONFIG, derived_config, iterations, run_tool, small_data
 
 from repvgg_mm import UserError
 from repvgg_mm.commands import screen as screen_module
-from repvgg_mm.commands.screen import metrics_text, open_screen
+from repvgg_mm.commands.screen import Screen, metrics_text, open_screen, timed_progress
 from repvgg_mm.files import download
 
 pytestmark = pytest.mark.stack
@@ -160,3 +160,12 @@ def test_the_next_command_has_the_quotes_of_its_shell(windows, ending, monkeypat
 def test_metrics_in_one_line():
     assert metrics_text(dict(mIoU=87.004, name='text', mAcc=90)) == 'mIoU 87, mAcc 90'
     assert metrics_text({}) == 'nothing was measured'
+
+
+def test_a_step_is_said_with_its_time_and_a_table_on_request(capsys):
+    for verbose in (False, True):
+        progress = timed_progress(Screen(verbose))
+        progress('a step')
+        progress('a table\nof two lines')
+        out = capsys.readouterr().out
+        assert out.startswith('[  0.0 s] a step\n') and ('of two lines' in out) == verbose

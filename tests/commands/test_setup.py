@@ -1,7 +1,7 @@
 import pytest
 
 from repvgg_mm.commands.arguments import parse
-from repvgg_mm.commands.setup import load_config
+from repvgg_mm.commands.setup import check_latency_seconds, load_config
 from repvgg_mm.errors import UserError
 
 CONFIG = 'configs/pspnet_repvgg_a0_shapes.py'
@@ -31,3 +31,10 @@ def test_options_reach_the_config():
     cfg = load_config(args)
     assert cfg.param_scheduler[1].end == 7
     assert cfg.crop_size == (64, 32)
+
+
+@pytest.mark.parametrize('seconds', [-1.0, float('nan')])
+def test_a_time_is_not_negative(seconds):
+    with pytest.raises(UserError, match=r'a time of 0 or more, got (-1|nan)\. 0 leaves measuring out\.'):
+        check_latency_seconds(seconds)
+    check_latency_seconds(0.0)

@@ -9,7 +9,15 @@ import torch
 from helpers import block
 from torch import nn
 
-from repvgg_mm.convert.measure import LiveBytes, count_macs, count_parameters, form_latency, interleaved_latency
+from repvgg_mm.convert import measure
+from repvgg_mm.convert.measure import (
+    LiveBytes,
+    RoundProgress,
+    count_macs,
+    count_parameters,
+    form_latency,
+    interleaved_latency,
+)
 
 
 def test_parameters_and_products_of_a_block_are_those_of_its_branches():
@@ -48,6 +56,17 @@ def test_rounds_end_at_the_limit_and_calls_are_apart_by_the_pause():
     assert rounds[3:] == [0, 1, 2, 3, 4]
 
 
+def test_progress_is_said_from_time_to_time(monkeypatch):
+    now, said = 0.0, []
+    monkeypatch.setattr(measure.time, 'perf_counter', lambda: now)
+    after_round = RoundProgress(9, said.append)
+    for done in range(6):
+        now += 2.0
+        after_round(done)
+    assert said == ['Measured latency in 2 of 9 rounds', 'Measured latency in 5 of 9 rounds']
+    assert after_round.done == 5
+
+
 def test_every_form_is_called_as_it_is_named(monkeypatch):
     trained, deploy = block(4, 4).float(), block(4, 4).float()
     deploy.switch_to_deploy()
@@ -57,6 +76,8 @@ def test_every_form_is_called_as_it_is_named(monkeypatch):
     found = form_latency(trained, deploy, torch.randn(1, 4, 8, 8), rounds=2)
     assert list(found) == ['branches', 'training', 'deploy']
     assert seen == ['fused'] * 3  # the training form alone, once a round and to warm up
+    form_latency(trained, deploy, torch.randn(1, 4, 8, 8), rounds=9, limit=0.0)
+    assert seen == ['fused'] * 6
 
 
 def test_live_bytes_counts_what_is_alive_at_once():

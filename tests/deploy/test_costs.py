@@ -63,6 +63,7 @@ def test_the_figures_are_those_counted_by_hand(conversion):
     assert costs.macs == (macs + macs // 9, macs)  # the 1x1 branch beside the 3x3
     assert set(costs.latency) == {'branches', 'training', 'deploy'}
     assert all(latency.median_ms > 0 for latency in costs.latency.values())
+    assert costs.rounds == 15
 
 
 def test_rows_and_their_texts():
@@ -87,7 +88,20 @@ def test_the_table_prints_these_rows_and_what_they_depend_on(conversion):
     for row in cost_rows(costs):
         cells = [cell.strip() for cell in next(line for line in lines if row.name in line).split('|')]
         assert cells == ['', row.name, *row.texts, '']
-    assert f'1 image of 64x96, cpu, {torch.get_num_threads()} threads, float32' in lines[-1]
+    assert lines[-1].startswith(
+        f'Latency: median of 15 interleaved calls, 1 image of 64x96, cpu, {torch.get_num_threads()} threads, float32.')
+
+
+def test_latency_can_be_limited_or_left_out(conversion):
+    said = []
+    shortest = measure_costs(conversion, latency_seconds=1e-9, progress=said.append)
+    assert shortest.rounds == 2 and said == ['Measuring latency']
+
+    without = measure_costs(conversion, latency_seconds=0, progress=said.append)
+    assert without.latency == {} and without.rounds == 0 and said == ['Measuring latency']
+    assert cost_rows(without) == size_rows(without.parameters, without.macs)
+    last = costs_table(conversion, without).splitlines()[-1]
+    assert last.startswith('Latency was not measured. GFLOPs: of 1 image of 64x96.')
 
 
 def test_of_many_outputs_the_largest_errors_are_shown(conversion):

@@ -32,7 +32,8 @@ def test_the_conversion_tool_with_data(shapes, tmp_path):
     page = read((tmp_path / 'new' / 'report.html').read_text())
     meta = torch.load(tmp_path / 'out' / 'deploy.pth')['meta']
     for part in ('segmentor.py', 'segmentor.pth', meta['source_sha256'], f'{meta["worst_relative_error"]:.1e}',
-                 str(torch.__version__), 'branch by branch', 'stage_3.2', 'on 4 images of the validation set'):
+                 str(torch.__version__), 'branch by branch', 'stage_3.2', '4 of the 5 images of the validation set',
+                 'on 4 images of the validation set'):
         assert part in page.text, part
     for line in result.stdout.splitlines():  # every number of the tool's own report
         if line.startswith(('  backbone', '  output', '| parameters', '| GFLOPs', '| latency')):
@@ -102,6 +103,25 @@ def test_the_page_has_the_rows_of_the_printed_table_and_what_changed(converted):
     assert verdicts['as fast as branch by branch'] == (
         '3.75x', '30.0 to 8.0 ms; against the training form as evaluated 2.50x')
     assert verdicts['parameters'] == ('1.50 M', '2.00 M in training form')
+
+
+@pytest.mark.parametrize(('deploy', 'good'), [(19, True), (20.5, None), (31, False)])
+def test_only_the_fastest_form_is_green(deploy, good, converted):
+    conversion, costs, cfg = converted
+    cfg = Config(dict(cfg._cfg_dict.to_dict(), val_dataloader=None))
+    latency = dict(branches=Latency(30, 29, 31), training=Latency(20, 19, 21), deploy=Latency(deploy, 18, 32))
+    page = conversion_page(conversion, replace(costs, latency=latency), cfg, 'config.py')
+    verdict, = (verdict for verdict in page.verdicts if verdict.name == 'as fast as branch by branch')
+    assert verdict.good is good
+
+
+def test_without_latency_the_page_has_none(converted):
+    conversion, costs, cfg = converted
+    cfg = Config(dict(cfg._cfg_dict.to_dict(), val_dataloader=None))
+    page = conversion_page(conversion, replace(costs, latency={}, rounds=0), cfg, 'config.py')
+    assert 'as fast as branch by branch' not in [verdict.name for verdict in page.verdicts]
+    table, = page.sections[0].parts
+    assert [row[0] for row in table.rows] == ['parameters (million)', 'GFLOPs']
 
 
 def test_a_block_is_called_by_what_tells_it_from_the_others(converted):

@@ -98,7 +98,7 @@ def test_times_are_those_of_the_engine_and_of_each_form_in_pytorch(exported, con
     assert list(engine_latency(exported, rounds=2)[0]) == [DEPLOY, ENGINE]
     both, said = replace(exported, conversion=converted[0]), []
     latencies, rounds = engine_latency(both, rounds=5, progress=said.append)
-    assert rounds == 5 and said == ['Measuring latency', 'Measured latency in 5 of 5 rounds']
+    assert rounds == 5 and said == ['Measuring latency']  # and nothing more within seconds
     assert engine_latency(both, rounds=5, limit=0)[1] == 2
     assert list(latencies) == [DEPLOY, ENGINE, TRAINING, BRANCHES]
     assert all(latency.median_ms > 0 for latency in latencies.values())

@@ -64,6 +64,14 @@ def test_boxes_without_a_counterpart_are_counted(second, differing):
         assert found[:2] == (differing, 2) and f'{differing} of 2 boxes' in found[2]
 
 
+def test_how_far_counterparts_are_apart_is_told_in_hundredths():
+    first = boxes((10, 10, 20, 20, 0, 0.9), (30, 30, 50, 40, 1, 0.75))
+    near = boxes((10, 10, 20, 20, 0, 0.9), (30, 30, 50, 40.25, 1, 0.78125))
+    assert _compare_boxes(first, near).words == (
+        '0 of 2 boxes without a counterpart, edges within 0.25 pixels, scores within 3.12 percent points')
+    assert _compare_boxes(first, first).words.endswith('edges within 0.01 pixels, scores within 0.01 percent points')
+
+
 def test_images_of_two_models_that_differ(converted, shapes):
     conversion, _, cfg = converted
     other = build_model(cfg).eval()
@@ -78,7 +86,7 @@ def test_images_of_two_models_that_differ(converted, shapes):
 
 def test_boxes_are_drawn_in_their_colour_with_the_score_of_predictions():
     sample = boxes((10, 20, 30, 50, 1, 0.873), (0, 0, 9, 9, 0, 0.49))  # the second one is not drawn
-    colours = np.array([[255, 0, 0], [0, 51, 255]], dtype=np.uint8)
+    colours = np.array([[255, 0, 0], [0, 51, 255], [220, 220, 40]], dtype=np.uint8)
     axis = Figure().subplots()
     draw_boxes(axis, np.zeros((60, 80, 3), np.uint8), sample, 'pred', colours)
     box, = axis.patches
@@ -86,6 +94,8 @@ def test_boxes_are_drawn_in_their_colour_with_the_score_of_predictions():
     assert box.get_edgecolor()[:3] == to_rgb((0, 0.2, 1))
     assert [(text.get_text(), text.get_position()) for text in axis.texts] == [('87', (10, 20))]
     assert tuple(axis.images[0].get_extent()) == (0, 80, 60, 0)
+    draw_boxes(axis, np.zeros((60, 80, 3), np.uint8), boxes((0, 0, 9, 9, 2, 0.9)), 'pred', colours)
+    assert [text.get_color() for text in axis.texts] == ['white', 'black']  # on blue, on yellow
 
 
 def test_colours_of_a_data_set_without_a_palette_are_made_up_and_differ(converted):
