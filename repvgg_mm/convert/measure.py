@@ -65,7 +65,7 @@ class RoundProgress:
     def __call__(self, done: int) -> None:
         self.done = done
         now = time.perf_counter()
-        if now - self.said >= SECONDS_BETWEEN:
+        if done and now - self.said >= SECONDS_BETWEEN:
             self.said = now
             self.say(f'Measured latency in {done} of {self.rounds} rounds')
 

@@ -13,11 +13,9 @@ from ..errors import UserError
 from ..openmmlab.model import is_segmentor
 from .charts import FORMS, error_chart, latency_chart, range_chart
 from .facts import change_text, error_verdict, facts_of, model_title, size_text
-from .page import Chart, Gallery, Page, Section, Table, Verdict
+from .page import WIDE_REM, Chart, Gallery, Page, Section, Table, Verdict
 from .ranges import FUSED, BlockRanges, Range, block_ranges
 from .side_by_side import SCORE, SHIFT, UNLABELLED, SideBySide, side_by_side
-
-WIDE_REM = 64  # of charts with a place for each block
 
 
 def conversion_page(conversion: Conversion, costs: Costs, cfg: Config, config_name: str) -> Page:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -14,23 +13,22 @@ from torch import Tensor, nn
 from ..block import branch_by_branch
 from ..convert.measure import ROUNDS, Latency, RoundProgress, interleaved_latency
 from ..deploy.costs import measure_costs
-from ..engine.description import Description, Half, Quantisation
+from ..engine.description import Description
 from ..engine.engine import Engine
 from ..engine.model import EngineModel
 from ..errors import UserError
 from ..export.export import Exported
 from ..export.networks import network_of
-from ..openmmlab.data import validation_set
-from .charts import error_chart, latency_chart, noise_chart
-from .conversion_page import WIDE_REM, parameter_verdict, picture_section, picture_verdict, sections_of_both_forms
+from .charts import error_chart, latency_chart
+from .conversion_page import parameter_verdict, picture_section, picture_verdict, sections_of_both_forms
 from .facts import error_verdict, facts_of, model_title, size_text
+from .fewer_bits import half_section, half_verdict, quantisation_section, quantisation_verdict
 from .page import Chart, Page, Section, Table, Verdict
 from .side_by_side import SideBySide, side_by_side
 
 ENGINE, DEPLOY = 'engine', 'deploy form in PyTorch'
 TRAINING, BRANCHES = 'training form in PyTorch, as evaluated', 'training form in PyTorch, branch by branch'
 PAUSE = 0.1  # seconds before each timed call
-LONGEST_OPEN_TABLE = 12  # rows
 Progress = Callable[[str], None]
 
 
@@ -51,11 +49,11 @@ def export_page(
     model = exported.reference.model
     verdicts, sections = [], []
 
-    found = description.quantisation
+    found, half = description.quantisation, description.half
     if found is not None:
-        verdicts.append(_quantisation_verdict(found, description.precision))
-    if description.half is not None and description.half.metric is not None:
-        verdicts.append(_half_verdict(description.half))
+        verdicts.append(quantisation_verdict(found, description.precision))
+    if half is not None and half.metric is not None:
+        verdicts.append(half_verdict(half))
 
     progress('Predicting images with the engine and the deploy form')
     pictures, missing = _predictions(exported, cfg)
@@ -70,7 +68,9 @@ def export_page(
     if found is None:  # else it would be that of an engine that is not written
         verdicts.append(error_verdict(_errors(description), description.tolerance, 'engine against PyTorch'))
     else:
-        sections.append(_quantisation_section(found, description.precision, cfg))
+        sections.append(quantisation_section(found, description.precision, cfg))
+    if half is not None:
+        sections.append(half_section(half, cfg))
     sections.append(_engine_section(description))
 
     if latency_seconds > 0:
@@ -149,35 +149,14 @@ def _engine_verdict(latencies: Mapping[str, Latency]) -> Verdict:
         good=engine <= torch_form)
 
 
-def _quantisation_verdict(found: Quantisation, precision: str) -> Verdict:
-    return Verdict(
-        f'{found.int8:.2f}',
-        f'{found.metric} of the {precision} engine',
-        f'{found.float32:.2f} in float32; {drop_text(found)}, on the validation set',
-        good=found.drop <= found.max_drop)
-
-
-def _half_verdict(found: Half) -> Verdict:
-    kept = f'; {len(found.float32)} operators stay in float32' if found.float32 else ''
-    return Verdict(
-        f'{found.metric_half:.2f}',
-        f'{found.metric} of the fp16 engine',
-        f'{found.metric_float32:.2f} in float32, on the validation set{kept}')
-
-
-def drop_text(found: Quantisation) -> str:
-    """Such as 'a drop of 0.27 points, of at most 1 allowed'."""
-    change = f'a drop of {found.drop:.2f}' if found.drop >= 0 else f'a gain of {-found.drop:.2f}'
-    return f'{change} points, at most {found.max_drop:g} may be lost'
-
-
 def _engine_section(description: Description) -> Section:
     wanted = description.input
     sizes = ['any' if side is None else str(side) for side in wanted.shape]
+    quantised = '' if description.quantisation is None else ', of what is not quantised'
     rows = [
         ('engine', description.engine),
         ('precision', description.precision),
-        ('computed in, here', description.computed_in),
+        ('floating-point numbers', f'{description.computed_in} on the machine of this page{quantised}'),
         ('input', f'{wanted.name}, {wanted.dtype} {wanted.layout} {" x ".join(sizes)}'),
         ('preprocessing', 'inside' if description.preprocessing.inside else 'outside'),
         ('outputs', ', '.join(description.outputs)),
@@ -220,59 +199,6 @@ def _latency_section(exported: Exported, latencies: Mapping[str, Latency], round
     return Section('Latency', '', [chart, Table(head, rows, caption)])
 
 
-def _quantisation_section(found: Quantisation, precision: str, cfg: Config) -> Section:
-    """What it cost in words, the noise of each layer, and what was tried."""
-    text = (
-        f'{found.metric} is {found.float32:.2f} in float32 and {found.int8:.2f} in {precision}: {drop_text(found)}. It '
-        f'was measured on {_images_of_validation(cfg)}; ranges come from {found.calib_images} calibration images of '
-        'the training set.')
-
-    parts = []
-    kept = set(found.tried[-1].float32) if found.tried else set()
-    noise = _noise_by_layer(found.layers, kept)
-    if noise:
-        worst = min(noise, key=lambda name: noise[name][0])
-        caption = (
-            f'Noisiest is {worst} with {noise[worst][0]:.1f} dB. '
-            'Signal to noise of each convolution\'s output, the noise of all before it included: 20 dB are noise of '
-            'a tenth of the signal. Orange stays in float32.')
-        parts.append(Chart(noise_chart(noise, 'Noise of each layer'), caption, WIDE_REM))
-    if found.layers:
-        parts.append(_list_table('layers', found.layers, folded=True))
-    if found.tried:
-        parts.append(_list_table('tried', [asdict(attempt) for attempt in found.tried]))
-    return Section(f'What {precision} costs', text, parts)
-
-
-def _images_of_validation(cfg: Config) -> str:
-    try:
-        return f'{len(validation_set(cfg)):,} validation images'
-    except UserError:
-        return 'the validation set'
-
-
-def _noise_by_layer(layers: Sequence[Mapping], kept: set[str]) -> dict[str, tuple[float, bool]]:
-    """Signal to noise of each layer that has it, by its name, and whether it stays in float32."""
-    noise = {}
-    for layer in layers:
-        name = next(iter(layer.values()))
-        if isinstance(layer.get('snr_db'), (int, float)):
-            noise[str(name)] = (float(layer['snr_db']), name in kept)
-    return noise
-
-
-def _list_table(name: str, rows: Sequence[Mapping], *, folded: bool = False) -> Table:
-    keys: dict[str, None] = {}
-    for row in rows:
-        keys |= dict.fromkeys(row)
-
-    cells = []
-    for row in rows:
-        cells.append([_cell(row.get(key, '')) for key in keys])
-    head = [_words(key) for key in keys]
-    return Table(head, cells, f'{_words(name)} ({len(rows)})', folded=folded or len(rows) > LONGEST_OPEN_TABLE)
-
-
 def _errors(description: Description) -> dict[str, float]:
     """Of each output, on each input."""
     errors = {}
@@ -284,15 +210,3 @@ def _errors(description: Description) -> dict[str, float]:
 
 def _before_quantising(description: Description) -> str:
     return '' if description.quantisation is None else ' before quantising'
-
-
-def _words(name: str) -> str:
-    return name.replace('_', ' ')
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f'{value:.4g}'
-    if isinstance(value, (list, tuple)):
-        return ', '.join(map(_cell, value))
-    return str(value)

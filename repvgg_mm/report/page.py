@@ -15,6 +15,7 @@ from ..files.atomic import atomic_path
 from .side_by_side import ImageComparison
 
 TEMPLATE = Path(__file__).with_name('page.html.j2')
+WIDE_REM = 64  # of a chart with a place for each block or layer
 
 
 @dataclass
