@@ -11,7 +11,7 @@ from ..engine.detections import check_settings
 from ..errors import UserError
 from .detectors import clip
 from .roi_align import pool_rois
-from .suppression import keep_best, rows_at, suppress, suppress_by_class
+from .suppression import THRESHOLD, keep_best, rows_at, suppress, suppress_by_class
 
 OF_PROPOSALS = ('predict', 'predict_by_feat', '_predict_by_feat_single', '_bbox_post_process')  # methods of an RPN
 OF_STAGES = ('predict', 'predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward', '_refine_roi')
@@ -41,6 +41,7 @@ class TwoStageNetwork(nn.Module):
         super().__init__()
         _check_stages(model)
         _check_limits(model.test_cfg)
+        self.register_buffer(THRESHOLD, torch.tensor(float(model.test_cfg['rcnn'].get('score_thr', 0))))
         self.model = model
         self.preprocess = preprocess
         self.outputs = ('boxes', 'scores', 'labels')
@@ -117,7 +118,7 @@ class TwoStageNetwork(nn.Module):
     def choose(self, boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detections of boxes (N, C, P, 4) and scores (N, C, P) of each class."""
         settings = self.model.roi_head.test_cfg
-        scores = scores * (scores > settings.get('score_thr', 0))
+        scores = scores * (scores > self.score_thr)
         images, classes, count = scores.shape
         labels = torch.arange(classes, device=boxes.device)[:, None].expand(images, -1, count).flatten(1)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import openvino
@@ -12,15 +14,19 @@ import pytest
 import torch
 from helpers import randomise_norms, two_stage_config
 from mmengine.config import Config
+from pycocotools.mask import area, encode, toBbox
+from tool_runs import ROOT
 from torch import Tensor, nn
 
 from repvgg_mm import UserError, whole_model_convert
+from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.engine import Engine
+from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.engine.model import EngineModel
 from repvgg_mm.export.export import export
 from repvgg_mm.export.networks import Preprocess, network_of
-from repvgg_mm.export.onnx_graph import to_onnx
+from repvgg_mm.export.onnx_graph import to_onnx, without_threshold
 from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.model import build_model
 from repvgg_mm.openmmlab.preprocessing import Preprocessing
@@ -154,6 +160,22 @@ def test_an_engine_of_mask_rcnn(maskrcnn):
         assert (one.masks != wanted.masks).sum() <= 1e-4 * wanted.masks.sum()
 
 
+def test_the_score_threshold_stands_in_the_graph_and_can_be_0(maskrcnn, tmp_path):
+    """As the export compares it: in a random image a trained detector may find nothing."""
+    model, _, path = maskrcnn
+    onnx.save(without_threshold(onnx.load(path)), tmp_path / 'engine.onnx')
+    x = images().permute(0, 2, 3, 1).contiguous().numpy()
+    session = onnxruntime.InferenceSession(tmp_path / 'engine.onnx')
+    by_image = [session.run(None, dict(image=image[None])) for image in x]
+    outputs = [torch.from_numpy(np.concatenate(output)) for output in zip(*by_image)]
+
+    lowered = copy.deepcopy(model)
+    lowered.roi_head.test_cfg.score_thr = 0.
+    expected = predict(lowered)
+    assert all(len(more) > len(usual) for more, usual in zip(expected, predict(model)))
+    assert_equals_mmdet(outputs, expected, 100)
+
+
 def test_an_engine_of_openvino_has_the_same_masks(maskrcnn):
     _, _, path = maskrcnn
     x = images()[:1].permute(0, 2, 3, 1).contiguous().numpy()
@@ -161,6 +183,59 @@ def test_an_engine_of_openvino_has_the_same_masks(maskrcnn):
     found = compiled(x)
     for name, expected in Engine(path)(x).items():
         torch.testing.assert_close(torch.from_numpy(found[name]), torch.from_numpy(expected), rtol=1e-4, atol=1e-3)
+
+
+def test_the_metric_of_masks_is_that_of_the_checkpoint(maskrcnn, tmp_path):
+    """By mmdet's CocoMetric, of generated images; the truth is some of what the checkpoint finds, a pixel aside."""
+    model, cfg, path = maskrcnn
+    shapes = make_shapes(tmp_path / 'shapes', num_train=1, num_val=3, size=64)
+    cfg = masks_config(cfg, shapes)
+    annotations = shapes / 'annotations/val.json'
+    coco = json.loads(annotations.read_text())
+    coco['annotations'] = [
+        annotation for image in coco['images'] for annotation in found_masks(model, shapes, image)]
+    for number, annotation in enumerate(coco['annotations'], 1):
+        annotation['id'] = number
+    annotations.write_text(json.dumps(coco))
+
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'checkpoint.pth')
+    expected = evaluate(cfg, Checkpoint.read(tmp_path / 'checkpoint.pth'))
+    assert 0.05 < expected['coco/segm_mAP'] < 0.95 and expected['coco/segm_mAP'] != expected['coco/bbox_mAP']
+    assert evaluate(cfg, Engine(path)) == pytest.approx(expected, abs=2e-3)
+
+
+def masks_config(cfg: Config, shapes: Path) -> Config:
+    """The test of the masks of generated shapes, enlarged to the engine's size, with the model of `cfg`."""
+    whole = Config.fromfile(ROOT / 'configs/maskrcnn_repvgg_a0_shapes.py')
+    whole.model = cfg.model
+    loader = whole.test_dataloader
+    loader.update(num_workers=0, persistent_workers=False)
+    loader.dataset.data_root = str(shapes)
+    loader.dataset.pipeline[1].update(scale=SIZE[::-1], keep_ratio=False)
+    whole.test_evaluator.ann_file = str(shapes / 'annotations/val.json')
+    whole.log_level = 'ERROR'
+    return whole
+
+
+def found_masks(model: nn.Module, shapes: Path, image: dict) -> list[dict]:
+    """COCO's annotations of every second mask that mmdet finds in an image, moved by a pixel."""
+    from mmcv import imread, imresize
+    from mmdet.structures import DetDataSample
+    picture = imresize(imread(shapes / 'images/val' / image['file_name']), SIZE[::-1])
+    sizes = dict(img_shape=SIZE, ori_shape=(64, 64), scale_factor=(SIZE[1] / 64, SIZE[0] / 64))
+    batch = dict(inputs=[torch.from_numpy(picture).permute(2, 0, 1)],
+                 data_samples=[DetDataSample(metainfo=sizes)])
+    with torch.no_grad():
+        found = model.test_step(batch)[0].pred_instances[::2]
+
+    annotations = []
+    for mask, label in zip(found.masks.numpy(), found.labels.tolist()):
+        moved = np.roll(mask, 1, axis=1)
+        runs = encode(np.asfortranarray(moved.astype(np.uint8)))
+        annotations.append(dict(
+            image_id=image['id'], category_id=label + 1, iscrowd=0, bbox=toBbox(runs).tolist(), area=int(area(runs)),
+            segmentation=dict(size=runs['size'], counts=runs['counts'].decode())))
+    return annotations
 
 
 def test_an_engine_without_masks_does_not_fit(maskrcnn):
