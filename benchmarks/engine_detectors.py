@@ -1,14 +1,17 @@
-"""Every detector of configs/ as an ONNX engine, with and without `--nms`, beside mmdet's own predictions of an image.
+"""Every detector of configs/ as engines, with and without `--nms`, beside mmdet's own predictions of an image.
 
-    python benchmarks/engine_detectors.py IMAGE [--only WORD ...] [--shape 256 320] [--engine onnx]
+    python benchmarks/engine_detectors.py IMAGE [--only WORD ...] [--shape 256 320] [--checkpoint FILE]
 
-Weights are random, norms have random statistics, and the scores are spread so that thresholds, suppression and limits
-have work to do. A row has the number of mmdet's detections, how many of them the engine has too (same class, within
-half a pixel and 1e-3 of the score), and the largest differences of those.
+Weights are random, norms have random statistics, and the last layers are scaled so that thresholds, suppression and
+limits have work to do; or weights are those of --checkpoint, for the one config that --only leaves. A row has the
+number of mmdet's detections, how many ONNX Runtime and OpenVINO find, how many of mmdet's are among them (same class,
+within half a pixel and 1e-3 of the score), and the largest differences of those. Both run the graph of one export.
 """
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,20 +28,23 @@ from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.model import EngineModel
 from repvgg_mm.errors import UserError
-from repvgg_mm.export.export import export
+from repvgg_mm.export.engine_files import write_engine
+from repvgg_mm.export.export import prepare
 from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.model import build_model, is_detector
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 PIXELS, SCORE = 0.5, 1e-3  # by which a detection of the engine may differ
-SPREAD, CENTRE = 2., -3.   # of the classification logits
+LAST_LAYERS = [
+    f'{part}_{kind}' for kind in ('cls', 'reg')
+    for part in ('retina', 'atss', 'gfl', 'conv', 'tood', 'rtm', 'rpn', 'fc')]
+SCORES = 2., -3.  # standard deviation and mean of the logits of classes
+BOXES = 0.5, 0.5  # and of what boxes are decoded from: neither points nor all as large as the image
 
 
 class Agreement(NamedTuple):
     """How many of mmdet's detections an engine has too, and the largest differences of those."""
 
-    expected: int
-    found: int
     same: int
     pixels: float
     score: float
@@ -49,46 +55,60 @@ def main() -> None:
     parser.add_argument('image', help='any picture')
     parser.add_argument('--only', nargs='+', default=[''], metavar='WORD', help='configs with one of these in the name')
     parser.add_argument('--shape', type=int, nargs=2, default=(256, 320), metavar=('H', 'W'))
-    parser.add_argument('--engine', choices=['onnx', 'openvino'], default='onnx')
+    parser.add_argument('--checkpoint', metavar='FILE', help='trained weights, in training form')
     args = parser.parse_args()
     picture = mmcv.imresize(mmcv.imread(args.image), tuple(args.shape)[::-1])
     image = torch.from_numpy(picture).permute(2, 0, 1)
 
-    print('| config | detector | NMS | detections, mmdet and engine | the same | pixels | score |\n'
-          '|---|---|---|---|---|---|---|')
+    print('| config | detector | suppression | mmdet finds | ONNX Runtime finds, the same, pixels, score | OpenVINO |\n'
+          '|---|---|---|---|---|---|')
     for path in sorted(CONFIGS.glob('*.py')):
         cfg = Config.fromfile(path)
         if is_detector_config(cfg) and any(word in path.name for word in args.only):
-            for inside in (False, True):
-                print(f'| `{path.name}` | {cfg.model.type} | {"inside" if inside else "outside"} | '
-                      f'{row_of(cfg, image, Target(args.engine, shape=args.shape, nms=inside))} |', flush=True)
+            for target in targets_of(cfg, args.shape):
+                print(f'| `{path.name}` | {cfg.model.type} | {"inside" if target.nms else "outside"} | '
+                      f'{row_of(cfg, image, target, args.checkpoint)} |', flush=True)
 
 
 def is_detector_config(cfg: Config) -> bool:
     return cfg.get('default_scope') == 'mmdet' and is_detector(build_model(cfg))
 
 
-def row_of(cfg: Config, image: Tensor, target: Target) -> str:
+def targets_of(cfg: Config, shape: Sequence[int]) -> list[Target]:
+    """One with suppression outside the engine, where there is that, and one with it inside."""
+    inside = Target(shape=tuple(shape), nms=True)
+    return [inside] if 'rpn_head' in cfg.model else [replace(inside, nms=False), inside]
+
+
+def row_of(cfg: Config, image: Tensor, target: Target, trained: str | None) -> str:
     """The cells of a table behind the name; of an export that is refused its reason."""
     torch.manual_seed(0)
     cfg.load_from = None
     cfg.model.backbone.init_cfg = None
     model = build_model(cfg).eval()
-    randomise(model)
-    spread_scores(model, image)
+    if trained:
+        Checkpoint.read(trained).load_into(model, cfg)
+    else:
+        randomise(model)
+        spread_outputs(model, image)
     expected = predictions(model, image)
 
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / 'checkpoint.pth'
-        torch.save(dict(state_dict=model.state_dict()), checkpoint)
+    cells = [str(len(expected))]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save(dict(state_dict=model.state_dict()), folder / 'checkpoint.pth')
         try:
-            exported = export(cfg, Checkpoint.read(checkpoint), Path(folder) / 'engine', target, progress=str)
+            prepared = prepare(cfg, Checkpoint.read(folder / 'checkpoint.pth'), target, progress=str)
         except UserError as error:
-            return f'refused: {error} | | |'
-        found = predictions(EngineModel(cfg, Engine(exported.path)), image)
+            return f'refused: {error} | | '
 
-    seen = compare(found, expected)
-    return f'{seen.expected}, {seen.found} | {seen.same} | {seen.pixels:.1e} | {seen.score:.1e}'
+        for kind in ('onnx', 'openvino'):
+            (folder / kind).mkdir()
+            path, _ = write_engine(prepared.graph, replace(prepared.description, engine=kind), folder / kind)
+            found = predictions(EngineModel(cfg, Engine(path)), image)
+            seen = compare(found, expected)
+            cells.append(f'{len(found)}, {seen.same}, {seen.pixels:.0e}, {seen.score:.0e}')
+    return ' | '.join(cells)
 
 
 @torch.no_grad()
@@ -103,23 +123,26 @@ def randomise(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def spread_scores(model: nn.Module, image: Tensor) -> None:
-    """Scale the classification layers in the order in which they are called, each on what the image makes there."""
-    def scale(layer: nn.Module, inputs: tuple, logits: Tensor) -> Tensor:
+def spread_outputs(model: nn.Module, image: Tensor) -> None:
+    """Scale the last layers in the order in which they are called, each on what the image makes there."""
+    def scale(layer: nn.Module, inputs: tuple, outputs: Tensor) -> Tensor:
         if layer in scaled:
-            return logits
+            return outputs
         scaled.add(layer)
-        factor = SPREAD / logits.std()
-        shift = CENTRE - factor * logits.mean()
+        spread, centre = wanted[layer]
+        factor = spread / outputs.std()
+        shift = centre - factor * outputs.mean()
         layer.weight.mul_(factor)
         layer.bias.mul_(factor).add_(shift)
-        return logits * factor + shift
+        return outputs * factor + shift
 
     scaled: set[nn.Module] = set()
-    handles = []
+    wanted, handles = {}, []
     for name, layer in model.named_modules():
-        is_classifier = 'cls' in name.rsplit('.', 1)[-1] or 'rtm_cls' in name or 'multi_level_conv_cls' in name
-        if is_classifier and isinstance(layer, (nn.Conv2d, nn.Linear)):
+        words = [word for word in name.split('.') if not word.isdigit()]
+        last = words[-1] if words else ''
+        if last in LAST_LAYERS and isinstance(layer, (nn.Conv2d, nn.Linear)):
+            wanted[layer] = SCORES if 'cls' in last else BOXES
             handles.append(layer.register_forward_hook(scale))
     predictions(model, image)
     for handle in handles:
@@ -148,7 +171,7 @@ def compare(found: InstanceData, expected: InstanceData) -> Agreement:
             same += 1
             pixels.append(distances[nearest].item())
             scores.append(difference)
-    return Agreement(len(expected), len(found), same, max(pixels), max(scores))
+    return Agreement(same, max(pixels), max(scores))
 
 
 if __name__ == '__main__':
