@@ -26,7 +26,7 @@ from repvgg_mm.openmmlab.model import build_model
 PACKAGE = Path(repvgg_mm.__file__).parent
 
 # Lines with flags that are not ours.
-OF_OTHERS = re.compile(r'^.*(?:pip install|modelopt|trtexec|polygraphy).*$', re.MULTILINE)
+OF_OTHERS = re.compile(r'^.*(?:pip install|modelopt|trtexec|polygraphy|chromium).*$', re.MULTILINE)
 FLAG = re.compile(r'(?<![\w-])--[a-z][a-z-]+')
 
 

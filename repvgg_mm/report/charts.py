@@ -101,7 +101,10 @@ def name_above_bars(axis: Axes, names: Sequence[str]) -> None:
 
 
 def latency_chart(latencies: Mapping[str, Latency], label: str) -> Markup:
-    """Grey is what is computed branch by branch, blue the first of the others, green what is faster, orange slower."""
+    """Grey is what is computed branch by branch, blue the first of the others, green what is faster, orange slower.
+
+    A median within the quartiles of the first is blue too: it is neither.
+    """
     first = next((found for name, found in latencies.items() if not _by_branch(name)), None)
     colours = [_colour_beside(first, name, latency) for name, latency in latencies.items()]
 
@@ -228,6 +231,6 @@ def _by_branch(name: str) -> bool:
 def _colour_beside(first: Latency | None, name: str, latency: Latency) -> str:
     if _by_branch(name):
         return GREY
-    if latency is first or latency.median_ms == first.median_ms:
+    if first.lower_ms <= latency.median_ms <= first.upper_ms:
         return BLUE
     return GREEN if latency.median_ms < first.median_ms else ORANGE
