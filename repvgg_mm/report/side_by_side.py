@@ -214,7 +214,7 @@ def _compare_masks(first: BaseDataElement, second: BaseDataElement) -> Differenc
 
 
 def _compare_boxes(first: BaseDataElement, second: BaseDataElement) -> Difference:
-    """Boxes without one of the same class in the other prediction whose edges are all within SHIFT."""
+    """Boxes without one of the same class in the other prediction whose edges are all within SHIFT, of all of both."""
     ours, others = _instances(first, 'pred'), _instances(second, 'pred')
     our_boxes, other_boxes = _boxes(ours), _boxes(others)
 
@@ -224,8 +224,8 @@ def _compare_boxes(first: BaseDataElement, second: BaseDataElement) -> Differenc
     nearest = _nearest(shift, 1, our_boxes)
     alone = torch.cat([our_boxes[nearest > SHIFT], other_boxes[_nearest(shift, 0, other_boxes) > SHIFT]])
 
-    total = max(len(our_boxes), len(other_boxes))
-    words = f'{len(alone)} of {total} boxes without a counterpart'
+    total = len(our_boxes) + len(other_boxes)
+    words = f'{len(alone)} of {total} boxes without a counterpart in the other prediction'
     paired = nearest <= SHIFT
     if paired.any():
         partners = shift.argmin(1)[paired]

@@ -59,16 +59,18 @@ def boxes(*rows: tuple) -> object:
     ([(10, 10, 20, 20, 0, 0.9), (30, 30, 50, 40, 1, 0.8), (0, 0, 9, 9, 0, 0.4)], 0)])  # the last is not drawn
 def test_boxes_without_a_counterpart_are_counted(second, differing):
     first = boxes((10, 10, 20, 20, 0, 0.9), (30, 30, 50, 40, 1, 0.8))
+    drawn = sum(score >= 0.5 for *_, score in second)
     for pair in ((first, boxes(*second)), (boxes(*second), first)):
         found = _compare_boxes(*pair)
-        assert found[:2] == (differing, 2) and f'{differing} of 2 boxes' in found[2]
+        assert found[:2] == (differing, 2 + drawn) and f'{differing} of {2 + drawn} boxes' in found[2]
 
 
 def test_how_far_counterparts_are_apart_is_told_in_hundredths():
     first = boxes((10, 10, 20, 20, 0, 0.9), (30, 30, 50, 40, 1, 0.75))
     near = boxes((10, 10, 20, 20, 0, 0.9), (30, 30, 50, 40.25, 1, 0.78125))
     assert _compare_boxes(first, near).words == (
-        '0 of 2 boxes without a counterpart, edges within 0.25 pixels, scores within 3.12 percent points')
+        '0 of 4 boxes without a counterpart in the other prediction, edges within 0.25 pixels, scores within 3.12 '
+        'percent points')
     assert _compare_boxes(first, first).words.endswith('edges within 0.01 pixels, scores within 0.01 percent points')
 
 
