@@ -70,7 +70,7 @@ def _read(dataset: BaseDataset, index: int) -> dict:
 
 
 class _Recorder(Engine):
-    """An engine that keeps a copy of each input since `calls` was last emptied."""
+    """An engine that keeps a copy of each input since `calls` was last emptied, of the type that the file takes."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -80,5 +80,5 @@ class _Recorder(Engine):
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         outputs = self.engine(images)
-        self.calls.append(np.array(images))
+        self.calls.append(np.array(images, self.description.input.dtype))
         return outputs

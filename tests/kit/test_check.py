@@ -14,6 +14,7 @@ import pytest
 
 from repvgg_mm.kit import check
 
+INT8 = dict(precision='int8')
 OTHERS = ('torch', 'mmengine', 'mmcv', 'mmseg', 'mmdet', 'onnx', 'openvino', 'repvgg_mm')
 ALONE = ('import runpy, sys; sys.modules.update(dict.fromkeys({blocked!r})); sys.argv = sys.argv[1:]; '
          'runpy.run_path("check.py", run_name="__main__")')
@@ -103,6 +104,31 @@ def test_label_maps_are_compared_by_pixels():
     assert check.compare(dict(labels=labels), dict(labels=other), {}) == dict(labels=0.03)
 
 
+def test_values_in_int8_are_compared_by_root_mean_squares():
+    expected, other = np.full(8, 3.), np.full(8, 3.)
+    other[:2] += 0.6
+    assert check.compare(dict(scores=expected), dict(scores=other), {})['scores'] == pytest.approx(0.2)
+    assert check.compare(dict(scores=expected), dict(scores=other), INT8)['scores'] == pytest.approx(0.1)
+
+
+def test_label_maps_have_a_tolerance_of_their_own(copied):
+    meta = json.loads((copied / 'engine.json').read_text()) | dict(precision='fp16', outputs=['labels'])
+    (copied / 'engine.json').write_text(json.dumps(meta))
+    (copied / 'device').mkdir()
+    labels = np.zeros((1, 100, 100), np.uint8)
+    for number in range(4):
+        np.save(copied / f'expected/{number}_labels.npy', labels)
+        np.save(copied / f'device/{number}_labels.npy', labels)
+    labels.flat[:50] = 1
+    np.save(copied / 'device/2_labels.npy', labels)
+    assert run_check(copied, 'device').returncode == 0
+
+    labels.flat[-1] = 1
+    np.save(copied / 'device/2_labels.npy', labels)
+    result = run_check(copied, 'device')
+    assert result.returncode == 1 and 'image 2: labels differs by 5.1e-03, more than 0.005' in result.stdout
+
+
 def detections(count: int) -> dict[str, np.ndarray]:
     """Boxes in pixels up to 100, with two more rows that are empty."""
     rng = np.random.default_rng(0)
@@ -115,8 +141,8 @@ def detections(count: int) -> dict[str, np.ndarray]:
     return dict(boxes=boxes, scores=scores, labels=labels)
 
 
-def error_of(expected: dict, found: dict) -> float:
-    return check.compare(expected, found, dict(nms='inside'))['detections']
+def error_of(expected: dict, found: dict, precision: str = 'fp32') -> float:
+    return check.compare(expected, found, dict(nms='inside', precision=precision))['detections']
 
 
 def test_detections_are_compared_by_partners_in_any_order():
@@ -138,8 +164,25 @@ def test_of_twenty_detections_one_may_be_decided_by_rounding():
     assert error_of(expected, other) > 0.1
 
 
+def test_in_int8_weak_detections_may_come_and_go():
+    expected = detections(10)
+    expected['scores'][0, 6:10] = 0.29
+    other = {name: array.copy() for name, array in expected.items()}
+    other['labels'][0, 6:10] = 7
+    assert error_of(expected, other) == np.inf
+    assert error_of(expected, other, 'int8') == 0
+
+    other['scores'][0, 0] = np.nan
+    assert error_of(expected, other, 'int8') == np.inf
+
+
 def test_an_empty_result_agrees_with_an_empty_one_alone():
     nothing, something = detections(0), detections(2)
     nothing = {name: np.concatenate([array] * 2, 1) for name, array in nothing.items()}
-    assert error_of(nothing, nothing) == 0
+    for precision in ('fp32', 'int8'):
+        assert error_of(nothing, nothing, precision) == 0
+        assert error_of(nothing, something, precision) == np.inf
+        assert error_of(something, nothing, precision) == np.inf
+
+    something['scores'][:] = np.nan
     assert error_of(nothing, something) == np.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.data import training_set
 from repvgg_mm.openmmlab.model import build_model
 from repvgg_mm.precision.calibration import calibration_images
+from repvgg_mm.precision.half import to_half
 
 pytestmark = pytest.mark.stack
 SIZE = 48
@@ -74,10 +76,14 @@ def test_a_config_without_training_data(cfg):
         training_set(cfg)
 
 
-def test_the_engine_and_the_config_stay_as_they_are(cfg, checkpoint, tmp_path):
-    engine = engine_of(cfg, checkpoint, tmp_path, Target('openvino', shape=(SIZE, SIZE)))
+def test_an_engine_in_float16_is_fed_float16_and_stays_as_it_is(cfg, checkpoint, tmp_path):
+    prepared = prepare(cfg, checkpoint, Target(shape=(SIZE, SIZE)), progress=quiet)
+    described = replace(prepared.description, input=replace(prepared.description.input, dtype='float16'))
+    path, _ = write_engine(to_half(prepared.graph, [], 'float16'), described, tmp_path)
+    engine = Engine(path)
     before = cfg.pretty_text, engine.description
-    calibration_images(cfg, engine, 1)
+    image, = calibration_images(cfg, engine, 1)
+    assert image.dtype == np.float16
     assert (cfg.pretty_text, engine.description) == before
 
 
