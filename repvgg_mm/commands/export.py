@@ -33,16 +33,16 @@ def export_engine(args: argparse.Namespace, screen: Screen) -> None:
 
     progress = timed_progress(screen)
     cfg = load_config(args)
-    if args.kit:
+    if args.kit is not None:
         check_kit(cfg, Path(args.kit), Path(args.out), target, overwrite=args.overwrite)
     checkpoint = Checkpoint.read(args.checkpoint, trust=args.trust_checkpoint)
     exported = export(cfg, checkpoint, args.out, target, overwrite=args.overwrite, progress=progress)
 
-    if args.kit:
+    if args.kit is not None:
         write_kit(cfg, exported, Path(args.kit), calib_images=args.calib_images, progress=progress)
 
     tell(exported.description, exported.path, screen)
-    if args.kit:
+    if args.kit is not None:
         screen.say(f'Kit to hand over: {args.kit}')
     if args.report:
         from ..report.export_page import export_page
