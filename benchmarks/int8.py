@@ -39,7 +39,8 @@ from repvgg_mm.precision.equalise import equalise
 from repvgg_mm.precision.graph import convolutions_of
 from repvgg_mm.precision.layer_noise import measure_layers, signal_to_noise
 from repvgg_mm.precision.metric import headline, validation_config
-from repvgg_mm.precision.quantise import QUANTISERS, noisiest
+from repvgg_mm.precision.quantise import QUANTISERS, SHARES, noisiest
+from repvgg_mm.precision.rounding import round_weights
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml')
 NOT_CONVOLUTIONS = [  # types of OpenVINO's operators that NNCF would quantise
@@ -107,14 +108,22 @@ def measure_metrics(cfg: Config, checkpoint: Checkpoint, args: argparse.Namespac
         show(f'{engine}: {name}', evaluate(tests, found), noise(reference, found, images[::6]), seconds)
         return made
 
+    start = time.perf_counter()
+    rounded = round_weights(graph, images)
+    print(f'Weights rounded by GPTQ in {time.perf_counter() - start:.0f} s')
+    both = round_weights(equal, images)
     for engine, quantise in QUANTISERS.items():
-        made = measure('plain', engine, partial(quantise, graph, images))
-        layers = measure_layers(graph, made, images[::12])
-        eighth, quarter = noisiest(layers, 1 / 8), noisiest(layers, 1 / 4)
+        measure('plain', engine, partial(quantise, graph, images))
         measure('10 images', engine, partial(quantise, graph, images[::10]))
         measure('equalised', engine, partial(quantise, equal, images))
-        measure('an eighth in float32', engine, partial(quantise, graph, images, eighth))
-        measure('a quarter in float32', engine, partial(quantise, graph, images, quarter))
+        made = measure('rounded', engine, partial(quantise, rounded, images))
+        measure('rounded with 10 images', engine, partial(quantise, round_weights(graph, images[::10]), images))
+        measure('equalised, rounded', engine, partial(quantise, both, images))
+        layers = measure_layers(graph, made, images[::12])
+        for share in SHARES:
+            kept = noisiest(layers, share)
+            source = round_weights(graph, images, kept)
+            measure(f'rounded, {share} in float32', engine, partial(quantise, source, images, kept))
 
     network = read_openvino(graph.SerializeToString())
     ways = dict(subset_size=len(images), ignored_scope=nncf.IgnoredScope(types=NOT_CONVOLUTIONS, validate=False))

@@ -63,8 +63,7 @@ def tell(description: Description, path: Path, screen: Screen) -> None:
         screen.say(f'Relative error {before}on {size}: {errors} (at most {description.tolerance:g})')
 
     if found is not None:
-        last = found.tried[-1]
-        how = describe_attempt(last.equalised, last.float32)
+        how = describe_attempt(found.tried[-1])
         screen.say(f'{found.metric} on validation: {found.float32:.2f} in float32, {found.int8:.2f} in int8{how}.')
     if description.half is not None:
         tell_half(description.half, screen)

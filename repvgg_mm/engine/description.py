@@ -61,11 +61,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Of quantising: channels equalised or not, the convolutions left in float32, and the metric reached."""
+    """Of quantising: channels equalised or not, the convolutions left in float32, the metric reached, None before it is
+    measured, and weights rounded by GPTQ or not.
+    """
 
     equalised: bool
     float32: list[str]
-    metric: float
+    metric: float | None
+    rounded: bool = False
 
 
 @dataclass(frozen=True)

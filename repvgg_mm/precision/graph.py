@@ -77,6 +77,8 @@ def tapped(model: object, names: Sequence[str]) -> Callable[[np.ndarray], list[n
     session = onnxruntime.InferenceSession(tapped.SerializeToString(), options, providers=['CPUExecutionProvider'])
 
     def run(image: np.ndarray) -> list[np.ndarray]:
-        values = {image_name: image, **dict(zip(wanted, session.run(wanted, {image_name: image})))}
+        values = {image_name: image}
+        if wanted:
+            values.update(zip(wanted, session.run(wanted, values)))
         return [values[name] for name in names]
     return run

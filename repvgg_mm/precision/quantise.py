@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from .graph import convolutions_of
 from .layer_noise import LayerNoise, layer_table, measure_layers
 from .metric import ROUNDING, headline, validation_config
 from .qdq import check_qdq, quantise_for_cpu, quantise_symmetric
+from .rounding import round_weights
 
 NOISE_IMAGES = 8  # of the calibration images, for ranges and signal to noise of each layer
-SHARES = (1 / 8, 1 / 4)  # of convolutions left in float32, in the attempts after the first two
+FIRST = 3  # attempts with all convolutions in int8
+SHARES = (1 / 8, 1 / 4)  # of convolutions left in float32, in the attempts after these
 QUANTISERS = dict(onnx=quantise_symmetric, openvino=quantise_for_cpu)  # by engine
 PACKAGES = dict(onnx='onnxruntime', openvino='nncf')  # that quantise
 Progress = Callable[[str], None]
@@ -64,10 +66,10 @@ def quantise_engine(
     name, expected = headline(evaluate(cfg, engine))
 
     tried, layers = [], []
-    for _ in range(2 + len(SHARES)):
-        equalised, kept = next_attempt(tried, layers)
-        progress(f'Quantising on {len(images)} images{describe_attempt(equalised, kept)}')
-        quantised, found = _quantise(model, images, equalised, kept, description.engine)
+    for _ in range(FIRST + len(SHARES)):
+        attempt = next_attempt(tried, layers)
+        progress(f'Quantising on {len(images)} images{describe_attempt(attempt)}')
+        quantised, found = _quantise(model, images, attempt, description.engine, progress)
         _write(path, quantised)
         write_description(path, description)
         layers.append(found)
@@ -75,11 +77,11 @@ def quantise_engine(
         progress('Measuring the engine in int8 on the validation set')
         _, metric = headline(evaluate(cfg, Engine(path)))
         progress(f'{name}: {metric:.2f}, and {expected:.2f} in float32')
-        tried.append(Attempt(equalised, kept, metric))
+        tried.append(replace(attempt, metric=metric))
         if expected - metric <= max_drop + ROUNDING:
             break
     else:
-        attempts = [f'{attempt.metric:.2f}{describe_attempt(attempt.equalised, attempt.float32)}' for attempt in tried]
+        attempts = [f'{attempt.metric:.2f}{describe_attempt(attempt)}' for attempt in tried]
         raise UserError(
             f'An int8 engine may lose {max_drop:g} points of {name} (--max-drop), and this one reached '
             f'{"; ".join(attempts)}; instead of {expected:.2f}. Nothing was written: try more --calib-images, '
@@ -101,26 +103,31 @@ def quantise_engine(
     return write_description(path, replace(description, versions=versions, quantisation=quantisation))
 
 
-def next_attempt(tried: Sequence[Attempt], layers: Sequence[Sequence[LayerNoise]]) -> tuple[bool, list[str]]:
-    """Whether to equalise, and the convolutions to leave in float32, after the attempts `tried` with their `layers`.
+def next_attempt(tried: Sequence[Attempt], layers: Sequence[Sequence[LayerNoise]]) -> Attempt:
+    """What to do after the attempts `tried` with their `layers`.
 
-    Plain quantisation; channels equalised (`equalise`); the better of both with an eighth of the convolutions in
-    float32, those that add most noise; the same with a quarter.
+    Plain quantisation; weights rounded by GPTQ (`round_weights`); channels equalised before that (`equalise`); the
+    better of these two with an eighth of the convolutions in float32, those that add most noise; the same with a
+    quarter.
     """
-    if len(tried) < 2:
-        return len(tried) == 1, []
+    if len(tried) < FIRST:
+        return Attempt(equalised=len(tried) == 2, float32=[], metric=None, rounded=len(tried) >= 1)
 
-    plain, equalised = tried[:2]
-    better = int(equalised.metric > plain.metric)
-    return bool(better), noisiest(layers[better], SHARES[len(tried) - 2])
+    _, rounded, equalised = tried[:FIRST]
+    better = equalised.metric > rounded.metric
+    of_better = layers[2 if better else 1]
+    kept = noisiest(of_better, SHARES[len(tried) - FIRST])
+    return Attempt(equalised=better, float32=kept, metric=None, rounded=True)
 
 
 def _quantise(
-    model: object, images: Sequence[np.ndarray], equalised: bool, kept: Collection[str], engine: str
+    model: object, images: Sequence[np.ndarray], attempt: Attempt, engine: str, progress: Progress
 ) -> tuple[object, list[LayerNoise]]:
     """One attempt, and what quantising did to each convolution."""
-    source = equalise(model)[0] if equalised else model
-    quantised = QUANTISERS[engine](source, images, kept)
+    kept = attempt.float32
+    source = equalise(model)[0] if attempt.equalised else model
+    rounded = round_weights(source, images, kept, progress) if attempt.rounded else source
+    quantised = QUANTISERS[engine](rounded, images, kept)
     if engine == 'onnx':
         check_qdq(quantised, set(convolutions_of(model)) - set(kept))
 
@@ -137,11 +144,13 @@ def _write(path: Path, model: object) -> None:
         save_openvino(read_openvino(content), path)
 
 
-def describe_attempt(equalised: bool, float32: Sequence[str]) -> str:
+def describe_attempt(attempt: Attempt) -> str:
     """What was done beside plain quantisation, to follow other words."""
-    words = ', channels equalised' if equalised else ''
-    if float32:
-        words += f', {len(float32)} convolutions in float32'
+    words = ', channels equalised' if attempt.equalised else ''
+    if attempt.rounded:
+        words += ', weights rounded by GPTQ'
+    if attempt.float32:
+        words += f', {len(attempt.float32)} convolutions in float32'
     return words
 
 

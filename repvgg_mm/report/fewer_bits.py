@@ -121,7 +121,7 @@ def _layer_table(layers: Sequence[Mapping], kept: Collection[str]) -> Table:
 def _attempt_table(tried: Sequence[Attempt], metric: str) -> Table:
     rows = []
     for attempt in tried:
-        words = describe_attempt(attempt.equalised, attempt.float32).removeprefix(', ')
+        words = describe_attempt(attempt).removeprefix(', ')
         rows.append((words or 'every convolution, as it is', f'{attempt.metric:.2f}'))
     return Table(('attempt', metric), rows, 'What was tried, in this order. The last one was written.')
 

@@ -121,7 +121,7 @@ def test_the_names_in_the_file(path):
     assert more['compared'] == [dict(shape=[1, 3, 8, 8], errors=dict(boxes=1e-6, scores=2e-6))]
     assert set(more['quantisation']) == {
         'calib_images', 'metric', 'float32', 'int8', 'drop', 'max_drop', 'tried', 'layers'}
-    assert more['quantisation']['tried'] == [dict(equalised=False, float32=[], metric=39.9)]
+    assert more['quantisation']['tried'] == [dict(equalised=False, float32=[], metric=39.9, rounded=False)]
 
 
 @pytest.mark.parametrize('text', [SEGMENTOR_OF_BEFORE, DETECTOR_OF_BEFORE], ids=['segmentor', 'detector'])
@@ -130,6 +130,9 @@ def test_a_file_from_before_formats_were_counted(text):
     found = description_from(content, 'engine.json')
     assert found.format == 1 and found.source_sha256 == content['source_sha256']
     as_written = json.loads(json.dumps(dataclasses.asdict(found)))
+    if found.quantisation:
+        attempt, = as_written['quantisation']['tried']
+        assert attempt.pop('rounded') is False  # there was no rounding yet
     assert {name: as_written[name] for name in content} == content
     assert isinstance(found.input, Input) and all(isinstance(one, Comparison) for one in found.compared)
 

@@ -59,7 +59,7 @@ def test_what_the_tool_writes_and_says(exported, cfg, checkpoint):
     assert meta['precision'] == 'int8' and meta['tolerance'] == 1e-4
     assert meta['openvino_properties'] == {'INFERENCE_PRECISION_HINT': 'f32'}
     assert found['calib_images'] == 4 and found['metric'] == 'mIoU' and len(found['layers']) == 15
-    assert found['tried'] == [dict(equalised=False, float32=[], metric=found['int8'])]
+    assert found['tried'] == [dict(equalised=False, float32=[], metric=found['int8'], rounded=False)]
     quiet_cfg = validation_config(cfg)
     assert evaluate(quiet_cfg, Engine(exported / 'engine.xml'))['mIoU'] == found['int8']
     trained = evaluate(quiet_cfg, checkpoint)
@@ -93,11 +93,16 @@ def test_a_graph_for_tensorrt(cfg, checkpoint, tmp_path):
 
 @pytest.mark.parametrize('engine', ['onnx', 'openvino'])
 def test_past_max_drop_nothing_is_written(engine, cfg, checkpoint, tmp_path):
+    said = []
     with pytest.raises(UserError, match=(
-            r'may lose -100 points of mIoU \(--max-drop\), and this one reached [\d.]+; [\d.]+, channels equalised; '
-            r'[\d.]+,.* 2 convolutions in float32; [\d.]+,.* 4 .* float32; instead of [\d.]+\. Nothing was written')):
-        export(cfg, checkpoint, tmp_path / 'out', Target(engine, **INT8, max_drop=-100), progress=quiet)
+            r'may lose -100 points of mIoU \(--max-drop\), and this one reached [\d.]+; '
+            r'[\d.]+, weights rounded by GPTQ; [\d.]+, channels equalised, weights rounded by GPTQ; '
+            r'[\d.]+,.* GPTQ, 2 convolutions in float32; [\d.]+,.* GPTQ, 4 .* float32; '
+            r'instead of [\d.]+\. Nothing was written')):
+        export(cfg, checkpoint, tmp_path / 'out', Target(engine, **INT8, max_drop=-100), progress=said.append)
     assert list(tmp_path.iterdir()) == []
+    rounding = [text for text in said if 'Rounding' in text]
+    assert rounding == [f'Rounding weights, 0 of {count} done' for count in (15, 15, 13, 11)]
 
 
 @pytest.mark.parametrize('engine', ['onnx', 'openvino'])
@@ -121,15 +126,22 @@ def test_the_noisiest_layers():
 
 
 @pytest.mark.parametrize('metrics, expected', [
-    ([], (False, [])), ([40], (True, [])),
-    ([40, 41], (True, ['h'])), ([41, 40], (False, ['a'])), ([40, 40], (False, ['a'])),
-    ([40, 41, 41], (True, ['h', 'g'])), ([41, 40, 41], (False, ['a', 'b']))])
+    ([], Attempt(False, [], None, rounded=False)),
+    ([40], Attempt(False, [], None, rounded=True)),
+    ([40, 41], Attempt(True, [], None, rounded=True)),
+    ([43, 40, 41], Attempt(True, ['h'], None, rounded=True)),
+    ([43, 41, 40], Attempt(False, ['a'], None, rounded=True)),
+    ([43, 40, 40], Attempt(False, ['a'], None, rounded=True)),
+    ([43, 40, 41, 41], Attempt(True, ['h', 'g'], None, rounded=True)),
+    ([43, 41, 40, 41], Attempt(False, ['a', 'b'], None, rounded=True))])
 def test_what_is_tried_next(metrics, expected):
-    """The noisiest layer of the plain attempt is a, that of the equalised one h."""
-    plain = [LayerNoise(name, 1, 1, 0, 1, 10, own) for own, name in enumerate('abcdefgh')]
-    equalised = [LayerNoise(name, 1, 1, 0, 1, 10, -own) for own, name in enumerate('abcdefgh')]
-    tried = [Attempt(i == 1, [], metric) for i, metric in enumerate(metrics)]
-    assert next_attempt(tried, [plain, equalised, []][:len(tried)]) == expected
+    """The noisiest layer of the plain attempt is d, that of the rounded one a, that of the equalised one h."""
+    noise = [(4, 3, 2, 1, 5, 6, 7, 8), range(8), range(8, 0, -1)]
+    layers = []
+    for of_attempt in noise:
+        layers.append([LayerNoise(name, 1, 1, 0, 1, 10, own) for own, name in zip(of_attempt, 'abcdefgh')])
+    tried = [Attempt(False, [], metric) for metric in metrics]
+    assert next_attempt(tried, [*layers, []][:len(tried)]) == expected
 
 
 @pytest.fixture
@@ -154,11 +166,11 @@ def suffering(run, cfg, checkpoint, tmp_path) -> tuple[Config, Checkpoint]:
 @pytest.mark.parametrize('engine', ['onnx', 'openvino'])
 def test_equalising_brings_a_suffering_model_back(engine, suffering, tmp_path):
     cfg, checkpoint = suffering
-    target = Target(engine, **INT8, max_drop=15)
+    target = Target(engine, **INT8, max_drop=10)
     found = export(cfg, checkpoint, tmp_path / 'out', target, progress=quiet).description.quantisation
-    plain, equalised = found.tried
-    assert found.float32 > 99.9 and plain.metric < 70
-    assert equalised.equalised and equalised.float32 == [] and equalised.metric == found.int8 > 85
+    plain, rounded, equalised = found.tried
+    assert found.float32 > 99.9 and plain.metric < 70 and rounded.metric < 70
+    assert equalised.equalised and equalised.float32 == [] and equalised.metric == found.int8 > 90
 
 
 def test_missing_data_is_said_before_the_work(run, tmp_path):
@@ -197,6 +209,7 @@ def test_what_was_given_is_not_changed(cfg, checkpoint, tmp_path):
 
 
 def test_attempts_in_words():
-    assert describe_attempt(False, []) == ''
-    assert describe_attempt(True, []) == ', channels equalised'
-    assert describe_attempt(True, ['a', 'b']) == ', channels equalised, 2 convolutions in float32'
+    assert describe_attempt(Attempt(False, [], None)) == ''
+    assert describe_attempt(Attempt(False, [], None, rounded=True)) == ', weights rounded by GPTQ'
+    assert describe_attempt(Attempt(True, ['a', 'b'], None, rounded=True)) == (
+        ', channels equalised, weights rounded by GPTQ, 2 convolutions in float32')
