@@ -36,11 +36,11 @@ from repvgg_mm.export.export import prepare
 from repvgg_mm.export.target import Target
 from repvgg_mm.precision.calibration import calibration_images
 from repvgg_mm.precision.equalise import equalise
-from repvgg_mm.precision.graph import convolutions_of
+from repvgg_mm.precision.graph import WEIGHTS, arrays_of, convolutions_of
 from repvgg_mm.precision.layer_noise import measure_layers, signal_to_noise
 from repvgg_mm.precision.metric import headline, validation_config
 from repvgg_mm.precision.quantise import QUANTISERS, SHARES, noisiest
-from repvgg_mm.precision.rounding import round_weights
+from repvgg_mm.precision.rounding import LEVELS, round_weights
 
 SUFFIXES = dict(onnx='.onnx', openvino='.xml')
 NOT_CONVOLUTIONS = [  # types of OpenVINO's operators that NNCF would quantise
@@ -108,6 +108,9 @@ def measure_metrics(cfg: Config, checkpoint: Checkpoint, args: argparse.Namespac
         show(f'{engine}: {name}', evaluate(tests, found), noise(reference, found, images[::6]), seconds)
         return made
 
+    for name, share in rounded_to_zero(graph).items():
+        print(f'{name}: {share:.0%} of the weights are nearer to 0 than to a step')
+
     start = time.perf_counter()
     rounded = round_weights(graph, images)
     print(f'Weights rounded by GPTQ in {time.perf_counter() - start:.0f} s')
@@ -138,6 +141,17 @@ def measure_metrics(cfg: Config, checkpoint: Checkpoint, args: argparse.Namespac
 
         measure('NNCF, accuracy control', 'openvino', partial(
             nncf.quantize_with_accuracy_control, network, data, data, validate, max_drop=0.3, **ways))
+
+
+def rounded_to_zero(graph: object) -> dict[str, float]:
+    """Of each convolution, the share of weights that are smaller than half a step, max|w| / 127, of their channel."""
+    shares = {}
+    for name, conv in convolutions_of(graph).items():
+        weights, = arrays_of(graph, [conv.input[WEIGHTS]]).values()
+        magnitudes = np.abs(weights).reshape(len(weights), -1)
+        step = magnitudes.max(1, keepdims=True) / LEVELS
+        shares[name] = float((magnitudes < step / 2).mean())
+    return shares
 
 
 class InMemory(Engine):

@@ -149,8 +149,9 @@ def describe_attempt(attempt: Attempt) -> str:
     words = ', channels equalised' if attempt.equalised else ''
     if attempt.rounded:
         words += ', weights rounded by GPTQ'
-    if attempt.float32:
-        words += f', {len(attempt.float32)} convolutions in float32'
+    count = len(attempt.float32)
+    if count:
+        words += f', {count} convolution{"s" if count > 1 else ""} in float32'
     return words
 
 

@@ -211,5 +211,6 @@ def test_what_was_given_is_not_changed(cfg, checkpoint, tmp_path):
 def test_attempts_in_words():
     assert describe_attempt(Attempt(False, [], None)) == ''
     assert describe_attempt(Attempt(False, [], None, rounded=True)) == ', weights rounded by GPTQ'
+    assert describe_attempt(Attempt(False, ['a'], None)) == ', 1 convolution in float32'
     assert describe_attempt(Attempt(True, ['a', 'b'], None, rounded=True)) == (
         ', channels equalised, weights rounded by GPTQ, 2 convolutions in float32')
