@@ -9,7 +9,7 @@ Run the second one with nothing beside it. Engines are statically shaped, one im
 import argparse
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -133,14 +133,23 @@ def measure_metrics(cfg: Config, checkpoint: Checkpoint, args: argparse.Namespac
     aligned = nncf.AdvancedQuantizationParameters(disable_channel_alignment=False)
     data = nncf.Dataset(images)
     measure('NNCF, of OpenVINO', 'openvino', partial(nncf.quantize, network, data, **ways))
-    measure('NNCF, channels aligned', 'openvino', partial(
-        nncf.quantize, network, data, advanced_parameters=aligned, **ways))
+    try:
+        measure('NNCF, channels aligned', 'openvino', partial(
+            nncf.quantize, network, data, advanced_parameters=aligned, **ways))
+    except KeyError as error:  # of NNCF 3.4, on some graphs
+        print(f'| openvino: NNCF, channels aligned | fails: KeyError({error}) | | |')
     if args.accuracy_control:
-        def validate(compiled: openvino.CompiledModel, _: object) -> tuple[float, None]:
-            return headline(evaluate(tests, InMemory(reference, compiled)))[1], None
+        def validate(
+            compiled: openvino.CompiledModel, items: Iterable[np.ndarray]
+        ) -> tuple[float, list[list[np.ndarray]]]:
+            """The metric, and the outputs for each item, by which NNCF ranks layers."""
+            found = InMemory(reference, compiled)
+            outputs = [list(found(image).values()) for image in items]
+            return headline(evaluate(tests, found))[1], outputs
 
         measure('NNCF, accuracy control', 'openvino', partial(
-            nncf.quantize_with_accuracy_control, network, data, data, validate, max_drop=0.3, **ways))
+            nncf.quantize_with_accuracy_control, network, data, nncf.Dataset(images[::5]), validate, max_drop=0.3,
+            **ways))
 
 
 def rounded_to_zero(graph: object) -> dict[str, float]:
