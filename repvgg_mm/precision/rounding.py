@@ -21,7 +21,7 @@ LEVELS = 127  # of int8 on each side of zero
 DAMPING = 0.01  # share of the mean diagonal that is added to it, as in the paper
 MOST_WEIGHTS = 8192  # of a channel; with more, its matrices take above 2 GB
 MOST_IMAGES = 32
-MOST_POSITIONS = 600  # of a map, evenly spaced
+MOST_POSITIONS = 600  # of a call's maps, evenly spaced
 MOST_BYTES = 2 ** 30  # of the matrices that are summed at a time
 Progress = Callable[[str], None]
 
@@ -32,8 +32,8 @@ def round_weights(
     """A copy of an onnx.ModelProto whose weights are whole multiples of a step, max|w| / 127, by output channel.
 
     A quantiser that takes the largest weight of each channel for its range leaves them as they are. At most 32 of the
-    `images` (1, C, H, W) are used, evenly spaced. Left as they are: the convolutions named in `kept`, and channels
-    of more than 8192 weights.
+    `images`, each what the graph takes at a call, are used, evenly spaced. Left as they are: the convolutions named in
+    `kept`, and channels of more than 8192 weights.
     """
     every = -(-len(images) // MOST_IMAGES)
     readers = {}
@@ -134,6 +134,7 @@ def _columns(conv: object, value: Tensor, kernel: tuple[int, int]) -> Tensor:
     padded = F.pad(value, (left, right, top, bottom))
     columns = F.unfold(padded, kernel, dilation=settings.get('dilations', 1), stride=settings.get('strides', 1))
 
-    grouped = columns[0].unflatten(0, (settings.get('group', 1), -1))
+    of_all_images = columns.transpose(0, 1).flatten(1)
+    grouped = of_all_images.unflatten(0, (settings.get('group', 1), -1))
     every = -(-grouped.shape[-1] // MOST_POSITIONS)
     return grouped[..., ::every]

@@ -174,3 +174,15 @@ def test_matrices_that_do_not_fit_together_are_summed_one_after_the_other(monkey
     said = []
     assert round_weights(graph, IMAGES, progress=said.append) == together
     assert said == [f'Rounding weights, {count} of 4 done' for count in range(4)]
+
+
+def test_several_images_at_a_call():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3))
+    small = [image[..., :12, :12] for image in IMAGES]  # so that every position is used
+    found = []
+    for images in ([np.concatenate(small)], small):
+        rounded = round_weights(to_onnx(network, torch.from_numpy(images[0]), ['out']), images)
+        conv, = convolutions_of(rounded).values()
+        found.append(arrays_of(rounded, [conv.input[1]])[conv.input[1]])
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
