@@ -186,3 +186,49 @@ def test_several_images_at_a_call():
         conv, = convolutions_of(rounded).values()
         found.append(arrays_of(rounded, [conv.input[1]])[conv.input[1]])
     torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
+def test_positions_are_drawn_from_the_whole_map(monkeypatch):
+    """Every 40th position of a map 40 wide would be of its first column, where a third of the kernel reads padding."""
+    monkeypatch.setattr(rounding, 'MOST_POSITIONS', 64)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1))
+    network[0].weight.data = fused_like(8, 27).view(8, 3, 3, 3).float()
+    images = [F.interpolate(torch.from_numpy(image), (64, 40), mode='bilinear').numpy() for image in IMAGES]
+    graph = to_onnx(network, torch.from_numpy(images[0]), ['out'])
+    conv, = convolutions_of(graph).values()
+    found = torch.from_numpy(arrays_of(round_weights(graph, images), [conv.input[1]])[conv.input[1]]).double()
+
+    weights = network[0].weight.detach().double()
+    step = weights.abs().amax((1, 2, 3), keepdim=True) / 127
+    nearest = (weights / step).round() * step
+    inputs = torch.from_numpy(np.concatenate(images)).double()
+    errors = [F.conv2d(inputs, rounded - weights, padding=1).norm() for rounded in (found, nearest)]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def test_images_are_spread_over_those_given(monkeypatch):
+    monkeypatch.setattr(rounding, 'MOST_IMAGES', 2)
+    graph = graph_of(Every())
+    assert round_weights(graph, [*IMAGES, IMAGES[0]]) == round_weights(graph, [IMAGES[0], IMAGES[2]])
+
+
+def test_weights_that_a_convolution_in_float32_reads_too():
+    graph = graph_of(Every())
+    *_, first, second = convolutions_of(graph).values()
+    assert first.input[1] == second.input[1]
+    found = round_weights(graph, IMAGES, kept=[first.name])
+    after = convolutions_of(found)
+    names = [after[conv.name].input[1] for conv in (first, second)]
+    kept, rounded = arrays_of(found, names).values()
+    np.testing.assert_array_equal(kept, arrays_of(graph, [first.input[1]])[first.input[1]])
+    assert names[0] == first.input[1] and not np.array_equal(kept, rounded)
+
+
+def test_numbers_that_are_not_finite_are_left_alone():
+    graph = graph_of(Every())
+    infinite = np.full_like(IMAGES[0], np.inf)
+    weights = [conv.input[1] for conv in convolutions_of(graph).values()]
+    before, after = (arrays_of(model, weights) for model in (graph, round_weights(graph, [infinite])))
+    for name in weights:
+        np.testing.assert_array_equal(before[name], after[name])

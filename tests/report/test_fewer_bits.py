@@ -56,7 +56,7 @@ def test_what_was_tried_is_told_in_words():
     *_, tried = quantisation_section(FOUND, 'int8', WITHOUT_DATA).parts
     assert tried.head == ('attempt', 'mIoU')
     assert tried.rows == [
-        ('every convolution, as it is', '40.10'), ('channels equalised, 1 convolutions in float32', '41.47')]
+        ('every convolution, as it is', '40.10'), ('channels equalised, 1 convolution in float32', '41.47')]
 
 
 def test_what_is_not_known_is_left_out():
