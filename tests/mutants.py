@@ -210,6 +210,7 @@ MUTANTS = [
            'tests/precision/test_quantise.py'),
     Mutant('precision/qdq.py', '    _leave_others(quantised, model, chosen)\n', '', 'tests/precision/test_qdq.py'),
     Mutant('precision/qdq.py', ' or zero_point.any()', '', 'tests/precision/test_qdq.py'),
+    Mutant('kit/check.py', '[] if count else', '[] if True else', 'tests/kit/test_check.py'),
     Mutant('kit/check.py', '~(rows[:, 4] < least)', 'rows[:, 4] >= least', 'tests/kit/test_check.py'),
     Mutant('kit/check.py', 'rms if rounded else largest', 'largest', 'tests/kit/test_check.py'),
     Mutant('convert/measure.py', 'if done and now - self.said >= SECONDS_BETWEEN:', 'if done:',

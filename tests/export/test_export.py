@@ -237,7 +237,7 @@ def test_full_disk_leaves_nothing(engine, segmentor_cfg, segmentor_checkpoint, t
 
 def test_a_folder_that_cannot_be_written_to_is_said_before_the_work(segmentor_cfg, segmentor_checkpoint):
     steps = []
-    with pytest.raises(UserError, match=r'/proc/engine could not be written .*choose a folder'):
+    with pytest.raises(UserError, match=r'/proc/engine could not be written .*Choose a folder'):
         export(segmentor_cfg, segmentor_checkpoint, '/proc/engine', Target(shape=(64, 64)), progress=steps.append)
     assert steps == []
 

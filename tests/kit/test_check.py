@@ -87,6 +87,22 @@ def test_outputs_of_a_device(copied):
     assert 'image 1: logits has the shape' in result.stdout and "'device/3_logits.npy'" in result.stdout
 
 
+def test_nothing_to_compare_is_no_agreement(copied):
+    shutil.rmtree(copied / 'expected')
+    result = run_check(copied, copied)
+    assert result.returncode == 1 and result.stderr == ''
+    assert 'expected/ holds no inputs, so nothing was compared' in result.stdout
+    assert result.stdout.endswith('The outputs do not agree with the expected ones.\n')
+
+
+def test_expected_outputs_that_are_damaged(copied):
+    (copied / 'expected' / '0_logits.npy').write_bytes(b'')
+    (copied / 'expected' / '2_logits.npy').unlink()
+    result = run_check(copied)
+    assert result.returncode == 1 and result.stderr == ''
+    assert 'image 0: No data left in file' in result.stdout and 'image 2: [Errno 2]' in result.stdout
+
+
 def test_without_onnxruntime_it_says_what_to_do(copied):
     result = run_check(copied, blocked=(*OTHERS, 'onnxruntime'))
     assert result.returncode == 1 and 'run "python check.py OUTPUTS"' in result.stderr
