@@ -57,14 +57,17 @@ def main() -> None:
     parser.add_argument('--shape', type=int, nargs=2, default=(256, 320), metavar=('H', 'W'))
     parser.add_argument('--checkpoint', metavar='FILE', help='trained weights, in training form')
     args = parser.parse_args()
+    chosen = [path for path in sorted(CONFIGS.glob('*.py')) if any(word in path.name for word in args.only)]
+    if args.checkpoint and len(chosen) != 1:
+        parser.error(f'--checkpoint is of one config, and --only leaves {len(chosen)}')
     picture = mmcv.imresize(mmcv.imread(args.image), tuple(args.shape)[::-1])
     image = torch.from_numpy(picture).permute(2, 0, 1)
 
     print('| config | detector | suppression | mmdet finds | ONNX Runtime finds, the same, pixels, score | OpenVINO |\n'
           '|---|---|---|---|---|---|')
-    for path in sorted(CONFIGS.glob('*.py')):
+    for path in chosen:
         cfg = Config.fromfile(path)
-        if is_detector_config(cfg) and any(word in path.name for word in args.only):
+        if is_detector_config(cfg):
             for target in targets_of(cfg, args.shape):
                 print(f'| `{path.name}` | {cfg.model.type} | {"inside" if target.nms else "outside"} | '
                       f'{row_of(cfg, image, target, args.checkpoint)} |', flush=True)
