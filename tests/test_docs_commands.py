@@ -76,6 +76,7 @@ def filled_in(command: str, place: Path, folder: Path) -> list[str]:
     values = {
         'work_dirs/pspnet_repvgg_a0_shapes/iter_400.pth': checkpoint, 'CHECKPOINT': checkpoint,
         'configs/pspnet_repvgg_a0_shapes.py': config, 'configs/pspnet_repvgg_b1g2_fast.py': config,
+        'configs/pspnet_repvgg_a0.py': config, '384': '96',
         'OTHER_CONFIG': str(place / 'other.py'), 'my_pspnet_r50.py': str(place / 'other.py'), 'CONFIG': config,
         'data/shapes/images/val': images, 'IMAGES': images, '713': '96', '512': '96',
         'RepVGG-A0-train.pth': str(place / 'RepVGG-A0-train.pth'),
