@@ -87,6 +87,8 @@ def check_graph(model, network: nn.Module, convolutions: int) -> dict[str, int]:
         convolutions: that the network computes, see `count_convolutions`. The whole graph has as many or fewer: one
             that is computed twice from the same values, or whose result nothing uses, is there once or not at all.
 
+    A network without RepVGG, such as a ResNet to compare with, has no blocks to look at.
+
     Raises:
         UserError: the RepVGG and fused blocks have no convolutions, or more than in `network` (those that no output
             needs are left out), or a BatchNormalization or an Add of feature maps (that of two sizes is not one);
@@ -108,7 +110,7 @@ def check_graph(model, network: nn.Module, convolutions: int) -> dict[str, int]:
 
     found = (inside['Conv'], inside['BatchNormalization'], inside['Add'], whole['Conv'])
     is_plain = 0 < inside['Conv'] <= expected and found[1:3] == (0, 0)
-    if not is_plain or whole['Conv'] > convolutions:
+    if (fused and not is_plain) or whole['Conv'] > convolutions:
         raise UserError(
             f'The exported graph of a deploy form has at most {expected} Conv, 0 BatchNormalization and 0 Add in its '
             f'RepVGG blocks, and {convolutions} Conv in all; this one has {found[0]}, {found[1]} and {found[2]}, and '

@@ -1,0 +1,1 @@
+"""What benchmarks/pareto.py trains and measures alike: configs of three heads, backbones, records, plot."""
