@@ -23,10 +23,10 @@ from torch.autograd.function import once_differentiable
 from training_step import plain_net, step
 
 from repvgg_mm import RepVGG, block
+from repvgg_mm.benchmark.benchmark import saved_bytes
 from repvgg_mm.block import branch_by_branch
 from repvgg_mm.branch_sum import Geometry, Norm, branch_sum, centres
 from repvgg_mm.convert.measure import cpu_name
-from repvgg_mm.report.benchmark import saved_bytes
 
 DEEP = 192  # channels
 POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from repvgg_mm import RepVGG, whole_model_convert
+from repvgg_mm.benchmark.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch, named_blocks
 from repvgg_mm.branch_sum import centres
 from repvgg_mm.convert.measure import cpu_name
-from repvgg_mm.report.benchmark import saved_bytes
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ from tool_runs import run_tool
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from repvgg_mm.benchmark.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
 from repvgg_mm.convert.compare import relative_error
-from repvgg_mm.report.benchmark import saved_bytes
 
 SHAPES = dict(
     identity=dict(identity=True),
@@ -86,7 +86,7 @@ def test_gives_channels_last(memory_format):
 
 STEM = """
 import torch
-from repvgg_mm.report.benchmark import saved_bytes
+from repvgg_mm.benchmark.benchmark import saved_bytes
 from repvgg_mm.block import RepVGGBlock, branch_by_branch
 from repvgg_mm.convert.compare import relative_error
 stem = RepVGGBlock(3, 48, stride=2).train()

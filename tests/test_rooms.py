@@ -18,7 +18,7 @@ PAPER = ['registry', 'archs', 'fusion', 'branch_sum', 'block', 'layouts', 'pretr
 TORCH_PAPER = set(PAPER) - {'registry', 'backbone'}
 ROOMS = [
     'files', 'convert', 'openmmlab', 'training', 'deploy', 'engine', 'precision', 'export', 'inference', 'report',
-    'demo', 'kit', 'commands']
+    'benchmark', 'demo', 'kit', 'commands']
 
 # What may be imported of this package (paper files and rooms) and of the outside world besides the standard library.
 ALLOWED = {
@@ -46,10 +46,11 @@ ALLOWED = {
     'inference': ({*PAPER, *ROOMS[:6]}, {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'cv2', 'matplotlib', 'PIL'}),
     'report': ({*PAPER, *ROOMS[:8]}, {
         'torch', 'numpy', 'mmengine', 'mmdet', 'cv2', 'matplotlib', 'jinja2', 'markupsafe'}),
+    'benchmark': ({*PAPER, *ROOMS[:6], 'report'}, {'torch', 'mmengine', 'matplotlib'}),
     'demo': ({*PAPER, 'files', 'convert', 'openmmlab', 'deploy', 'report'}, {
         'torch', 'numpy', 'mmengine', 'matplotlib', 'cv2'}),
     'kit': ({*PAPER, *ROOMS[:8]}, {'numpy', 'mmengine', 'onnxruntime'}),
-    'commands': ({*PAPER, *ROOMS[:12]}, {'torch', 'mmengine', 'argcomplete'}),
+    'commands': ({*PAPER, *ROOMS[:13]}, {'torch', 'mmengine', 'argcomplete'}),
 }
 # Files that may import less than their room: they work where torch or MMEngine is not installed.
 NARROWER = {

@@ -7,13 +7,13 @@ import argparse
 import torch
 from torch import Tensor
 
+from ..benchmark.benchmark import Setting, benchmark, build_forms, engine_versions, load_engines
+from ..benchmark.output import draw, table, write_json
 from ..engine.description import is_engine
 from ..errors import UserError
 from ..files.atomic import check_output_file
 from ..openmmlab.device import usable_device
 from ..openmmlab.model import check_size
-from ..report.benchmark import Setting, benchmark, build_forms, engine_versions, load_engines
-from ..report.benchmark_output import draw, table, write_json
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     if args.plot:
         draw(args.plot, rows, conditions)
     if args.report:
-        from ..report.benchmark_page import benchmark_page
+        from ..benchmark.page import benchmark_page
         from ..report.page import write_page
         write_page(args.report, benchmark_page(rows, conditions))
         print(f'Report: {args.report}')

@@ -10,11 +10,11 @@ import sys
 import pytest
 
 import repvgg_mm
+from repvgg_mm.benchmark.benchmark import WORK
 from repvgg_mm.commands import arguments
 from repvgg_mm.commands.arguments import parse
 from repvgg_mm.deploy.weight_file import TARGETS
 from repvgg_mm.export.target import ENGINES, PRECISIONS, Target
-from repvgg_mm.report.benchmark import WORK
 
 COMMANDS = ('train', 'test', 'convert', 'convert-weights', 'export', 'predict', 'benchmark', 'demo', 'make-shapes')
 LOADS_NOTHING = """

@@ -9,8 +9,8 @@ import torch
 from tool_runs import run_tool
 
 from repvgg_mm import UserError
-from repvgg_mm.report.benchmark import Setting, benchmark, load_engines
-from repvgg_mm.report.benchmark_output import table
+from repvgg_mm.benchmark.benchmark import Setting, benchmark, load_engines
+from repvgg_mm.benchmark.output import table
 
 pytestmark = pytest.mark.stack
 

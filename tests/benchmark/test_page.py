@@ -7,9 +7,9 @@ import json
 from reports import HOSTILE, read, write_config
 from tool_runs import run_tool
 
-from repvgg_mm.report.benchmark import Row
-from repvgg_mm.report.benchmark_output import figure_texts
-from repvgg_mm.report.benchmark_page import benchmark_page
+from repvgg_mm.benchmark.benchmark import Row
+from repvgg_mm.benchmark.output import figure_texts
+from repvgg_mm.benchmark.page import benchmark_page
 from repvgg_mm.report.page import render
 
 

@@ -8,9 +8,9 @@ import matplotlib.pyplot as plt
 import pytest
 
 from repvgg_mm import UserError
+from repvgg_mm.benchmark.benchmark import Row
+from repvgg_mm.benchmark.output import draw, figure_texts, latencies_of, rows_by_work, table, write_json
 from repvgg_mm.convert.measure import Latency
-from repvgg_mm.report.benchmark import Row
-from repvgg_mm.report.benchmark_output import draw, figure_texts, latencies_of, rows_by_work, table, write_json
 
 ROWS = [
     Row('a, deploy form', 'forward', 10.04, 9, 12.5, None, 3.4, 1.256, 2.5),

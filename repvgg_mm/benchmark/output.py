@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..convert.measure import Latency
 from ..files.atomic import atomic_path
+from ..report.charts import latency_bars, name_above_bars
 from .benchmark import Row
-from .charts import latency_bars, name_above_bars
 
 HEADS = (
     'model', 'work', 'ms, median (quartiles)', 'ratio', 'kept for backward, MiB', 'peak, MiB', 'million parameters',

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..report.charts import latency_chart
+from ..report.facts import now_text
+from ..report.page import Chart, Page, Section, Table, Verdict
 from .benchmark import Row
-from .benchmark_output import HEADS, figure_texts, latencies_of, rows_by_work
-from .charts import latency_chart
-from .facts import now_text
-from .page import Chart, Page, Section, Table, Verdict
+from .output import HEADS, figure_texts, latencies_of, rows_by_work
 
 
 def benchmark_page(rows: Sequence[Row], setting: Mapping[str, str]) -> Page:

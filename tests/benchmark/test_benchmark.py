@@ -12,8 +12,8 @@ from tool_runs import run_tool
 from torch import nn
 
 from repvgg_mm import UserError, whole_model_convert
-from repvgg_mm.report.benchmark import WORK, Setting, benchmark, build_forms, peak_bytes, saved_bytes
-from repvgg_mm.report.benchmark_output import table
+from repvgg_mm.benchmark.benchmark import WORK, Setting, benchmark, build_forms, peak_bytes, saved_bytes
+from repvgg_mm.benchmark.output import table
 
 
 def test_every_kind_of_work_and_its_figures():
