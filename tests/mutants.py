@@ -220,7 +220,7 @@ MUTANTS = [
     Mutant('report/charts.py', ' if not _by_branch(name)), None)', '), None)', 'tests/report/test_charts.py'),
     Mutant('report/side_by_side.py', 'len(our_boxes) + len(other_boxes)', 'max(len(our_boxes), len(other_boxes))',
            'tests/report/test_side_by_side.py'),
-    Mutant('report/side_by_side.py', 'colour @ LUMA > BRIGHT', 'False', 'tests/report/test_side_by_side.py'),
+    Mutant('report/pictures.py', 'colour @ LUMA > BRIGHT', 'False', 'tests/report/test_pictures.py'),
     Mutant('convert/choices.py', 'return source.gather(dim, choice)', 'return source.gather(dim, source.argsort(dim))',
            'tests/convert/test_choices.py'),
     Mutant('convert/choices.py', 'choice.clone()))', 'choice))', 'tests/convert/test_choices.py'),

@@ -6,9 +6,11 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import torch
 from helpers import pspnet_config, randomise_norms, retinanet_config
 from mmengine.config import Config
+from mmengine.structures import InstanceData, PixelData
 from tool_runs import derived_config
 
 from repvgg_mm.openmmlab.model import build_model
@@ -94,3 +96,17 @@ def write_checkpoint_of(path: Path) -> Path:
     torch.manual_seed(0)
     torch.save(randomise_norms(build_model(cfg)).state_dict(), path.with_suffix('.pth'))
     return path.with_suffix('.pth')
+
+
+def masks(*labels: np.ndarray) -> list:
+    """Predicted label maps."""
+    from mmseg.structures import SegDataSample
+    return [SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(one)[None])) for one in labels]
+
+
+def boxes(*rows: tuple) -> object:
+    """Predicted boxes: x1, y1, x2, y2, label, score."""
+    from mmdet.structures import DetDataSample
+    table = torch.tensor(rows).reshape(-1, 6)
+    return DetDataSample(pred_instances=InstanceData(
+        bboxes=table[:, :4], labels=table[:, 4].long(), scores=table[:, 5]))

@@ -41,5 +41,6 @@ def convert(args: argparse.Namespace, screen: Screen) -> None:
         from ..report.conversion_page import conversion_page
         from ..report.page import write_page
         progress('Comparing both forms on images')
-        write_page(args.report, conversion_page(conversion, costs, cfg, Path(args.config).name))
+        page = conversion_page(conversion, costs, cfg, Path(args.config).name, progress)
+        write_page(args.report, page)
         screen.say(f'Report: {args.report}')

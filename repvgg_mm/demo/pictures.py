@@ -15,7 +15,7 @@ from torch import nn
 
 from ..convert.measure import Latency
 from ..report.charts import latency_bars
-from ..report.side_by_side import Draw, colours_of
+from ..report.pictures import Draw, colours_of
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

@@ -16,7 +16,7 @@ from torch import nn
 from ..convert.measure import Latency, count_parameters, form_latency
 from ..deploy.checkpoint import Checkpoint, load_model
 from ..deploy.costs import latency_rows, size_rows, table_of_forms
-from ..report.side_by_side import draw_boxes, draw_mask
+from ..report.pictures import draw_boxes, draw_mask
 from .pictures import draw_latency, draw_predictions, draw_training
 
 DRAW = {'segmentor': draw_mask, 'detector': draw_boxes}

@@ -11,9 +11,11 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from ..convert.measure import Latency
@@ -34,6 +36,7 @@ FORMS = {
     'deploy': 'deploy form',
 }
 NAME_WIDTH = 64  # letters in a line of a bar's name
+LEAST_SHARE = 0.005  # of a class that is written into a chart
 NARROW = 5.2  # inches: its text can be read on a telephone
 INKED = ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color')
 CLEAR = ('figure.facecolor', 'axes.facecolor', 'savefig.facecolor')
@@ -192,6 +195,32 @@ def range_chart(ranges: Mapping[str, Mapping[str, Range]], label: str) -> Markup
 
     width = max(6.4, 0.42 * len(ranges) + 1)
     return svg(draw, width, 3.6, label)
+
+
+def confusion_chart(shares: np.ndarray, names: Sequence[str], label: str) -> Markup:
+    """A row for each class: the share (0 to 1) of it that was taken for each class; nan in a row without any.
+
+    Green is right, orange wrong, the stronger the more; shares below half a percent are not written.
+    """
+    def draw(figure: Figure) -> None:
+        axis = figure.subplots()
+        for i, j in np.ndindex(*shares.shape):
+            share = shares[i, j]
+            if share > 0:
+                colour = GREEN if i == j else ORANGE
+                axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=colour, alpha=0.9 * share, linewidth=0))
+            if share >= LEAST_SHARE:
+                axis.text(j, i, f'{100 * share:.0f}', ha='center', va='center', fontsize=8)
+
+        places = range(len(names))
+        axis.set_xticks(places, names, rotation=60, ha='right', rotation_mode='anchor', fontsize=9)
+        axis.set_yticks(places, names, fontsize=9)
+        axis.set(xlim=(-0.5, len(names) - 0.5), ylim=(len(names) - 0.5, -0.5))
+        axis.set(xlabel='taken for', ylabel='is')
+        axis.tick_params(length=0)
+
+    side = 0.42 * len(names)
+    return svg(draw, side + 1.6, side + 1.4, label)
 
 
 def _range_bars(

@@ -13,12 +13,23 @@ from ..errors import UserError
 from ..openmmlab.model import is_segmentor
 from .charts import FORMS, error_chart, latency_chart, range_chart
 from .facts import change_text, error_verdict, facts_of, model_title, size_text
+from .mistakes import Progress
+from .mistakes_section import look_for_mistakes
 from .page import WIDE_REM, Chart, Gallery, Page, Section, Table, Verdict
+from .pictures import SCORE, UNLABELLED
 from .ranges import FUSED, BlockRanges, Range, block_ranges
-from .side_by_side import SCORE, SHIFT, UNLABELLED, SideBySide, side_by_side
+from .side_by_side import SHIFT, SideBySide, side_by_side
+
+PICTURES = 'Both forms on real images'
 
 
-def conversion_page(conversion: Conversion, costs: Costs, cfg: Config, config_name: str) -> Page:
+def conversion_page(
+    conversion: Conversion,
+    costs: Costs,
+    cfg: Config,
+    config_name: str,
+    progress: Progress = lambda step: None,
+) -> Page:
     """`cfg` is the config that was converted; images come from its validation set if that is there."""
     meta = conversion.meta
     facts = facts_of(
@@ -29,6 +40,11 @@ def conversion_page(conversion: Conversion, costs: Costs, cfg: Config, config_na
     if costs.latency:
         verdicts.append(_latency_verdict(costs))
     verdicts += [parameter_verdict(costs), *picture_verdicts]
+    if picture_verdicts:  # there are images
+        section, verdict = look_for_mistakes(cfg, conversion.deploy, 'by the deploy form in PyTorch', progress)
+        place = [found.title for found in sections].index(PICTURES)
+        sections.insert(place + 1, section)
+        verdicts += verdict
     title = model_title(conversion.trained, meta['arch'])
     return Page(f'{title}, {config_name}', 'Conversion report', facts, verdicts, sections)
 
@@ -57,7 +73,7 @@ def sections_of_both_forms(
         _costs_section(conversion, costs),
         _error_section(conversion),
         picture_section(
-            'Both forms on real images', pictures, missing,
+            PICTURES, pictures, missing,
             'both forms are those of PyTorch, and the training form computes branch by branch'),
         _weight_section(blocks),
         _activation_section(blocks, source),

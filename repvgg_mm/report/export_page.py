@@ -23,6 +23,7 @@ from .charts import error_chart, latency_chart
 from .conversion_page import parameter_verdict, picture_section, picture_verdict, sections_of_both_forms
 from .facts import error_verdict, facts_of, model_title, size_text
 from .fewer_bits import half_section, half_verdict, quantisation_section, quantisation_verdict
+from .mistakes_section import look_for_mistakes
 from .page import Chart, Page, Section, Table, Verdict
 from .side_by_side import SideBySide, side_by_side
 
@@ -64,6 +65,10 @@ def export_page(
     if pictures.comparisons:
         unit = 'pixels' if description.task == 'segmentation' else 'boxes'
         verdicts.append(picture_verdict(pictures, unit, 'between engine and deploy form in PyTorch'))
+        engine = EngineModel(cfg, Engine(exported.path, threads=torch.get_num_threads()))
+        section, verdict = look_for_mistakes(cfg, engine, f'by the engine in {description.precision}', progress)
+        sections.append(section)
+        verdicts += verdict
 
     if found is None:  # else it would be that of an engine that is not written
         verdicts.append(error_verdict(_errors(description), description.tolerance, 'engine against PyTorch'))

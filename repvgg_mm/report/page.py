@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..files.atomic import atomic_path
-from .side_by_side import ImageComparison
+from .pictures import ImageComparison
 
 TEMPLATE = Path(__file__).with_name('page.html.j2')
 WIDE_REM = 64  # of a chart with a place for each block or layer

@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from repvgg_mm.convert.measure import Latency
 from repvgg_mm.demo.pictures import CURVES, draw_latency, draw_predictions, draw_training
 from repvgg_mm.openmmlab.data import validation_set
-from repvgg_mm.report.side_by_side import draw_mask
+from repvgg_mm.report.pictures import draw_mask
 
 SEGMENTOR = 'configs/pspnet_repvgg_a0_shapes.py'
 

@@ -16,7 +16,7 @@ from repvgg_mm.demo.shapes import make_shapes
 from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.deploy.conversion import convert_checkpoint
 from repvgg_mm.deploy.costs import Costs, cost_rows, costs_table, measure_costs
-from repvgg_mm.openmmlab.config import copy_of
+from repvgg_mm.openmmlab.config import copy_of, import_toolbox
 from repvgg_mm.report.conversion_page import conversion_page
 from repvgg_mm.report.page import Table, render
 
@@ -39,7 +39,8 @@ def test_the_conversion_tool_with_data(shapes, tmp_path):
         if line.startswith(('  backbone', '  output', '| parameters', '| GFLOPs', '| latency')):
             words = line.replace('|', ' ').split()
             assert all(word in page.text for word in words if word[0].isdigit()), line
-    assert page.tags['img'] == 4 * 5 and page.tags['svg'] == 4
+    assert page.tags['img'] == 4 * 5 + 3 * 4 and page.tags['svg'] == 5
+    assert 'What it gets right and wrong' in page.text and 'mean IoU of the classes' in page.text
     assert sum('of 4,096 pixels differ' in word for word in page.words) == 4
 
 
@@ -49,7 +50,8 @@ def test_a_detector_with_data(shapes, tmp_path):
     cfg = config_of(path, shapes)
     conversion = convert_checkpoint(cfg, Checkpoint.read(write_checkpoint_of(path)), (64, 64))
     page = read(render(conversion_page(conversion, measure_costs(conversion), cfg, 'detector.py')))
-    assert page.tags['img'] == 4 * 5
+    assert page.tags['img'] == 4 * 5 + 3 * 4
+    assert 'objects are found' in page.text
     assert sum('boxes without a counterpart' in word for word in page.words) == 4 + 1  # pictures, and the caption
     assert all(name in page.words for name in ('disk', 'cross')) and 'boxes differ' in page.text
 
@@ -58,6 +60,7 @@ def test_a_detector_with_data(shapes, tmp_path):
 def test_data_that_cannot_be_read(damage, converted, shapes, tmp_path):
     conversion, costs, cfg = converted
     cfg = copy_of(cfg)
+    import_toolbox(cfg)
     if damage == 'no loader':
         cfg.val_dataloader = None
     elif damage == 'no folder':

@@ -53,9 +53,12 @@ def test_an_engine_from_a_deploy_form_in_fewer_bits(exported, converted):
     quantised = replace(exported, description=replace(exported.description, quantisation=found, half=half))
     page = export_page(quantised, converted[2], 'config.py', latency_seconds=0)
     titles = [section.title for section in page.sections]
-    assert titles == ['The engine on real images', 'What fp32 costs', 'What fp16 costs', 'The engine', 'Both forms']
+    assert titles == [
+        'The engine on real images', 'What it gets right and wrong', 'What fp32 costs', 'What fp16 costs', 'The engine',
+        'Both forms']
     names = [verdict.name for verdict in page.verdicts]
-    assert names == ['mIoU of the fp32 engine', 'mIoU of the fp16 engine', 'pixels differ']  # nor an error
+    assert names == [  # no error
+        'mIoU of the fp32 engine', 'mIoU of the fp16 engine', 'pixels differ', 'mean IoU of the classes']
     text = read(render(page)).text
     assert 'The checkpoint was in deploy form already' in text and 'before quantising' in text
     assert 'f32 on the machine of this page, of what is not quantised' in text

@@ -13,7 +13,7 @@ from tool_runs import assert_refused, run_tool
 from repvgg_mm import UserError
 from repvgg_mm.files.atomic import check_output_file
 from repvgg_mm.report.page import Chart, Gallery, Page, Section, Table, Verdict, render, write_page
-from repvgg_mm.report.side_by_side import ImageComparison, Picture
+from repvgg_mm.report.pictures import ImageComparison, Picture
 
 
 @pytest.mark.parametrize('name, message', [

@@ -1,0 +1,206 @@
+"""How right a model is on its validation set: which classes it takes for which, and the images with most mistakes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..openmmlab.data import validation_set
+from .pictures import (
+    Difference,
+    ImageComparison,
+    boxes_of,
+    colours_of,
+    complete,
+    instances_of,
+    legend_of,
+    mark_boxes,
+    mark_pixels,
+    picture_row,
+    predict,
+    read_sample,
+)
+
+MATCH = 0.5  # intersection over union from which a box is that of an object
+NOTHING = 'nothing'  # what a missed object is taken for, and what stands where a box is too many
+SECONDS = 60.0  # for all images: a large network on a CPU sees a part of them
+SECONDS_BETWEEN = 5.0  # of two lines of progress
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """What was found on `images` of the `available` images of a validation set.
+
+    counts[i, j]: pixels or objects of class i that were taken for class j. Of boxes the last row and column are
+        `NOTHING`: boxes too many, and objects without a box.
+    classes: the names of rows and columns.
+    worst: the images with the largest share of mistakes, the largest first.
+    """
+
+    counts: np.ndarray
+    classes: list[str]
+    boxes: bool
+    images: int
+    available: int
+    worst: list[ImageComparison]
+    legend: list[tuple[str, str]]
+
+    @property
+    def found(self) -> np.ndarray:
+        """The share of each class that was taken for what it is; nan of a class that is not there."""
+        return _shares(self.counts.diagonal(), self.counts.sum(1))
+
+    @property
+    def right(self) -> np.ndarray:
+        """The share of what was taken for each class that is it; nan of a class that was never predicted."""
+        return _shares(self.counts.diagonal(), self.counts.sum(0))
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of each class."""
+        same = self.counts.diagonal()
+        return _shares(same, self.counts.sum(0) + self.counts.sum(1) - same)
+
+
+@torch.no_grad()
+def find_mistakes(
+    cfg: Config,
+    model: nn.Module,
+    *,
+    worst: int = 3,
+    seconds: float = SECONDS,
+    progress: Progress = lambda step: None,
+) -> Mistakes:
+    """Predict images of the validation set, in an order drawn at random, and count what each class was taken for.
+
+    Args:
+        model: a segmentor, a detector or an `EngineModel`, in eval mode; of a detector boxes are counted whose score
+            is `pictures.SCORE` or more.
+        worst: images to be drawn.
+        seconds: after which no other image begins.
+
+    Raises:
+        UserError: there is no validation set, an image cannot be read, or there are no annotations to compare with.
+    """
+    dataset = validation_set(cfg)
+    complete(model, cfg)
+    classes = list(dataset.metainfo.get('classes') or ())
+    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
+
+    total, shares = 0, {}
+    begin = said = time.perf_counter()
+    for index in order:
+        now = time.perf_counter()
+        if shares and now - begin > seconds:
+            break
+        if now - said > SECONDS_BETWEEN:
+            progress(f'Looked for mistakes on {len(shares)} of {len(dataset)} images')
+            said = now
+
+        counts, difference, prediction = _look(dataset, index, model, len(classes))
+        total = total + counts
+        shares[index] = difference.count / max(difference.total, 1)
+
+    rows = []
+    for index in sorted(shares, key=lambda index: -shares[index])[:worst]:
+        _, difference, prediction = _look(dataset, index, model, len(classes))
+        sample = read_sample(dataset, index)
+        rows.append(picture_row(
+            sample, {'prediction': prediction}, difference, colours_of(dataset), 'mistakes'))
+
+    boxes = 'pred_instances' in prediction
+    names = [*classes, NOTHING] if boxes else classes
+    return Mistakes(total, names, boxes, len(shares), len(dataset), rows, legend_of(dataset, not boxes))
+
+
+def count_pixels(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(classes, classes) pixels by what they are and what they were taken for; those without a label do not count."""
+    labelled = truth < classes
+    pairs = truth[labelled].astype(np.int64) * classes + predicted[labelled]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def match_boxes(truth: Tensor, predicted: Tensor) -> list[tuple[int, int]]:
+    """Pairs of an object (of boxes (N, 4)) and its box (of (M, 4)), the greatest overlap first.
+
+    Each has one partner at most, whose intersection over union with it is `MATCH` or more.
+    """
+    from mmdet.structures.bbox import bbox_overlaps
+    overlaps = bbox_overlaps(truth, predicted)
+    pairs = []
+    while overlaps.numel() and overlaps.max() >= MATCH:
+        i, j = divmod(int(overlaps.argmax()), overlaps.shape[1])
+        pairs.append((i, j))
+        overlaps[i] = overlaps[:, j] = -1
+    return pairs
+
+
+def _look(
+    dataset: BaseDataset, index: int, model: nn.Module, classes: int
+) -> tuple[np.ndarray, Difference, BaseDataElement]:
+    """The counts of one image, its mistakes, and the prediction."""
+    sample = read_sample(dataset, index)
+    prediction = predict(model, sample)
+    look = _pixels if 'pred_sem_seg' in prediction else _boxes
+    try:
+        return *look(sample['data_samples'], prediction, classes), prediction
+    except (AttributeError, KeyError):
+        raise UserError(
+            'Mistakes are counted beside annotations, and the validation pipeline loads none. Add LoadAnnotations to '
+            'it.') from None
+
+
+def _pixels(truth: BaseDataElement, prediction: BaseDataElement, classes: int) -> tuple[np.ndarray, Difference]:
+    labels, predicted = (part.data[0].cpu().numpy() for part in (truth.gt_sem_seg, prediction.pred_sem_seg))
+    if labels.shape != predicted.shape or predicted.max() >= classes:
+        raise UserError(
+            f'Labels and predictions have one size and the {classes} classes of the data set, got {labels.shape} and '
+            f'{predicted.shape}, with classes up to {predicted.max()}. Put LoadAnnotations after Resize in the '
+            'pipeline, and name every class.')
+
+    counts = count_pixels(labels, predicted, classes)
+    wrong = (labels < classes) & (labels != predicted)
+    count, total = int(wrong.sum()), int(counts.sum())
+    words = f'{100 * count / max(total, 1):.1f} % of its {total:,} labelled pixels are taken for another class'
+    return counts, Difference(count, total, words, mark_pixels(wrong))
+
+
+def _boxes(truth: BaseDataElement, prediction: BaseDataElement, classes: int) -> tuple[np.ndarray, Difference]:
+    objects, found = instances_of(truth, 'gt'), instances_of(prediction, 'pred')
+    object_boxes, found_boxes = boxes_of(objects), boxes_of(found)
+    missed, too_many = set(range(len(object_boxes))), set(range(len(found_boxes)))
+
+    counts = np.zeros((classes + 1, classes + 1), np.int64)
+    wrong = []
+    for i, j in match_boxes(object_boxes, found_boxes):
+        missed.remove(i)
+        too_many.remove(j)
+        counts[objects.labels[i], found.labels[j]] += 1
+        if objects.labels[i] != found.labels[j]:
+            wrong.append(found_boxes[j])
+    for i in missed:
+        counts[objects.labels[i], classes] += 1
+    for j in too_many:
+        counts[classes, found.labels[j]] += 1
+
+    taken = len(wrong)
+    wrong += [object_boxes[i] for i in missed] + [found_boxes[j] for j in too_many]
+    words = (
+        f'of {len(object_boxes)} objects {len(missed)} are missed and {taken} taken for another class, '
+        f'{len(too_many)} boxes are too many')
+    return counts, Difference(len(wrong), int(counts.sum()), words, mark_boxes(wrong))
+
+
+def _shares(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid='ignore'):
+        return np.asarray(part / whole)
