@@ -90,7 +90,7 @@ def test_without_annotations_there_is_nothing_to_count(converted):
     cfg = copy_of(cfg)
     pipeline = cfg.val_dataloader.dataset.pipeline
     cfg.val_dataloader.dataset.pipeline = [step for step in pipeline if step['type'] != 'LoadAnnotations']
-    with pytest.raises(UserError, match='the validation pipeline loads none. Add LoadAnnotations'):
+    with pytest.raises(UserError, match=r'the validation pipeline loads none\. Add LoadAnnotations'):
         find_mistakes(cfg, conversion.deploy)
 
 
