@@ -1,7 +1,7 @@
 """Accuracy over latency: RepVGG beside ResNet and MobileNetV2, trained from scratch and measured alike.
 
     python benchmarks/pareto.py train [--heads HEAD ...] [--backbones NAME ...] [--seeds 0 1 2] [--steps N]
-    python benchmarks/pareto.py int8 [--heads HEAD ...] [--backbones NAME ...] [--seeds 0]
+    python benchmarks/pareto.py int8 [--heads HEAD ...] [--backbones NAME ...] [--seeds 0] [--max-drop 0.3]
     python benchmarks/pareto.py latency [--heads HEAD ...] [--rounds 21]
     python benchmarks/pareto.py show
 
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=list(BACKBONES), metavar='NAME')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--steps', type=int, help='of each training, instead of those of the head')
+    parser.add_argument('--max-drop', type=float, default=Target.max_drop, help='points that int8 may lose')
     parser.add_argument('--rounds', type=int, default=21)
     parser.add_argument('--results', type=Path, default=RESULTS, metavar='FILE')
     parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs/pareto'), metavar='DIR')
@@ -91,7 +92,7 @@ def _train(key: Key, args: argparse.Namespace, records: Records) -> None:
     network = network_of(folded(load_model(cfg, checkpoint)))
     macs = count_macs(network, torch.randn(1, 3, *size_of(cfg, network.model)))
     records.add(
-        key, steps=steps, minutes=minutes_of(folder), metric=metric, classes=classes,
+        key, steps=steps, minutes=minutes_of(folder, steps), metric=metric, classes=classes,
         parameters=count_parameters(network), macs=macs)
     print(f'{key.folder}: {metric:.2f}', flush=True)
 
@@ -103,14 +104,15 @@ def int8(args: argparse.Namespace, records: Records) -> None:
         if chosen and FORMS[2] not in run:
             cfg, checkpoint = trained(key, run, args)
             engine = exported(cfg, checkpoint, args.work_dirs / key.folder, 'fp32')
-            found = {FORMS[1]: points(cfg, engine)[0]}
             try:
-                engine = exported(cfg, checkpoint, args.work_dirs / key.folder, 'int8')
-                tried = read_description(engine.path).quantisation.tried
-                found |= {FORMS[2]: points(cfg, engine)[0], 'tried': [round(one.metric, 2) for one in tried]}
+                engine = exported(cfg, checkpoint, args.work_dirs / key.folder, 'int8', args.max_drop)
             except UserError as error:  # no attempt kept the metric
-                found |= {FORMS[2]: None, 'refused': str(error)}
-            records.add(key, **found)
+                records.add(key, **{FORMS[1]: points(cfg, engine)[0], FORMS[2]: None}, refused=str(error))
+                continue
+
+            judged = read_description(engine.path).quantisation
+            tried = [round(attempt.metric, 2) for attempt in judged.tried]
+            records.add(key, **{FORMS[1]: round(judged.float32, 2), FORMS[2]: round(judged.int8, 2)}, tried=tried)
 
 
 def latency(args: argparse.Namespace, records: Records) -> None:
@@ -148,7 +150,8 @@ def show(args: argparse.Namespace, records: Records) -> None:
     """Print the tables and what follows from them, and draw the plot."""
     from protocol.plot import draw
     for head in args.heads:
-        print(table_of(records, head), verdict_of(records, head), sep='\n\n', end='\n\n')
+        texts = [table_of(records, head), verdict_of(records, head)]
+        print(*filter(None, texts), sep='\n\n', end='\n\n')
     draw(records, args.plot)
 
 
@@ -175,11 +178,14 @@ def folded(model: nn.Module) -> nn.Module:
     return fuse_conv_bn(model).eval()
 
 
-def exported(cfg: Config, checkpoint: Checkpoint, folder: Path, precision: str) -> Engine:
+def exported(
+    cfg: Config, checkpoint: Checkpoint, folder: Path, precision: str, max_drop: float = Target.max_drop
+) -> Engine:
     """The OpenVINO engine of a checkpoint, made unless it is there."""
     path = folder / precision / 'engine.xml'
     if not path.exists() or read_description(path).source_sha256 != checkpoint.sha256:
-        export(cfg, checkpoint, path.parent, Target('openvino', precision), overwrite=True)
+        target = Target('openvino', precision, max_drop=max_drop)
+        export(cfg, checkpoint, path.parent, target, overwrite=True)
     return Engine(path, threads=torch.get_num_threads())
 
 
@@ -188,14 +194,14 @@ def size_of(cfg: Config, model: nn.Module) -> tuple[int, int]:
     return shape_of_tests(cfg, model, preprocess=False)
 
 
-def minutes_of(folder: Path) -> float:
-    """What all steps of a training took, at the median time of one."""
+def minutes_of(folder: Path, steps: int) -> float:
+    """What the steps of a training took, at the median time of one."""
     times = []
     for log in sorted(folder.glob('*/vis_data/scalars.json')):
         lines = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
         times += [line['time'] for line in lines if 'loss' in line]
-    steps = int((folder / 'last_checkpoint').read_text().rsplit('_', 1)[-1].removesuffix('.pth'))
-    return round(steps * statistics.median(times) / 60, 1)
+    seconds = statistics.median(times) if times else 0.0  # no step was logged
+    return round(steps * seconds / 60, 1)
 
 
 if __name__ == '__main__':

@@ -66,7 +66,7 @@ LEAST = dict(
     engines='CONFIG CHECKPOINT --out DIR --shape 1 1', int8='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR',
     int8_onnxruntime='CONFIG CHECKPOINT --shape 1 1 --work-dir DIR', int8_suffering='CONFIG CHECKPOINT --out FILE',
     training_step='', evaluation='', gpu_step='',
-    branch_sum_ways='', engine_detectors='IMAGE')
+    branch_sum_ways='', engine_detectors='IMAGE', pareto='show')
 WITHOUT_ARGUMENTS = ('checkpoint_reading', 'inplace_conversion')
 OF_FOLDERS = ('code_density',)
 COMMANDS = sorted({command for text in TEXTS.values() for command in commands_in(text)})

@@ -51,7 +51,7 @@ BACKBONES = {
 def config_of(head: str, backbone: str, seed: int, steps: int | None = None) -> Config:
     """The config of one training: that of the head with this backbone, this seed, and nothing else changed.
 
-    `steps` replaces those of the head, and stretches its schedule.
+    `steps` replaces those of the head and stretches its schedule, the warm-up included.
     """
     cfg = Config.fromfile(HERE / f'{head}.py')
     chosen = BACKBONES[backbone]
@@ -71,6 +71,14 @@ def config_of(head: str, backbone: str, seed: int, steps: int | None = None) -> 
 
     cfg.randomness = dict(seed=seed)
     if steps:
-        cfg.train_cfg.update(max_iters=steps, val_interval=steps)
-        cfg.param_scheduler[-1].end = steps
+        _stretch(cfg, steps)
     return cfg
+
+
+def _stretch(cfg: Config, steps: int) -> None:
+    """Let a training have `steps` steps, its warm-up the same part of them."""
+    warm_up, decay = cfg.param_scheduler
+    share = warm_up.end / cfg.train_cfg.max_iters
+    warm_up.end = decay.begin = max(round(share * steps), 1)
+    decay.end = steps
+    cfg.train_cfg.update(max_iters=steps, val_interval=steps)

@@ -15,8 +15,9 @@ from .tables import METRIC, TITLE, curve_of
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
+TICKS = (1, 1.5, 2, 3, 4, 5, 7)  # of each power of ten
 STYLES = {  # of a family: colour and marker
     'RepVGG': ('tab:green', 'o'),
     'ResNet': ('tab:blue', 's'),
@@ -61,5 +62,7 @@ def _draw_panel(axis: Axes, records: Records, head: str, form: str) -> None:
 
     axis.set_xscale('log')
     axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.grid(alpha=0.3, which='both')
+    axis.xaxis.set_major_locator(LogLocator(subs=TICKS))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(0.12)
+    axis.grid(alpha=0.3)

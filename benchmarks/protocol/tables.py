@@ -22,7 +22,9 @@ REFERENCE = 'ResNet'  # the family whose latencies are compared at
 
 
 def table_of(records: Records, head: str) -> str:
-    """One row a backbone, seeds together."""
+    """One row a backbone, seeds together; '' if none was trained."""
+    if not any(key.head == head for key in records.runs):
+        return ''
     metric = METRIC[head]
     lines = [
         f'{TITLE[head]}',
@@ -34,6 +36,9 @@ def table_of(records: Records, head: str) -> str:
         runs = runs_of(records, head, backbone)
         if runs:
             lines.append(_row(records, head, backbone, runs))
+
+    if head in records.latency:
+        lines += ['', f'Latency: median (quartiles) of one image, {records.latency[head]["machine"]}.']
     return '\n'.join(lines)
 
 
