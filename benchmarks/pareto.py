@@ -5,9 +5,10 @@
     python benchmarks/pareto.py latency [--heads HEAD ...] [--rounds 21]
     python benchmarks/pareto.py show
 
-Everything goes on where it stopped: what is in --results already is not made again, and a training that was stopped
-is resumed. `latency` alone is measured anew, and needs a machine with nothing else to do. `show` prints the tables and
-draws the plot. The data is CamVid and BCCD (docs/train.md, "Datasets"), in the folder that REPVGG_MM_DATA names.
+Everything goes on where it stopped: what is in --results already is not made again, and a training that was stopped is
+resumed. `latency` alone is measured anew, and needs a machine with nothing else to do. `show` prints the tables and
+draws the plot; with `--results benchmarks/pareto.json` those of docs/backbones.md. The data is CamVid and BCCD
+(docs/train.md, "Datasets"), in the folder that REPVGG_MM_DATA names.
 """
 
 import argparse
@@ -41,8 +42,7 @@ from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.config import import_toolbox
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / 'benchmarks' / 'pareto.json'
-PLOT = ROOT / 'docs' / 'pareto.png'
+PAUSE = 0.1  # seconds before each timed call, in which the threads of another library stop waiting busily
 
 
 def main() -> None:
@@ -54,9 +54,9 @@ def main() -> None:
     parser.add_argument('--steps', type=int, help='of each training, instead of those of the head')
     parser.add_argument('--max-drop', type=float, default=Target.max_drop, help='points that int8 may lose')
     parser.add_argument('--rounds', type=int, default=21)
-    parser.add_argument('--results', type=Path, default=RESULTS, metavar='FILE')
+    parser.add_argument('--results', type=Path, default=Path('work_dirs/pareto/results.json'), metavar='FILE')
     parser.add_argument('--work-dirs', type=Path, default=Path('work_dirs/pareto'), metavar='DIR')
-    parser.add_argument('--plot', type=Path, default=PLOT, metavar='FILE')
+    parser.add_argument('--plot', type=Path, default=Path('work_dirs/pareto/pareto.png'), metavar='FILE')
     args = parser.parse_args()
 
     register()
@@ -64,25 +64,32 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, records: Records) -> None:
-    """Train what was not trained, and measure its deploy form on the validation set."""
+    """Train what was not trained, and measure it on the validation set."""
     for seed in args.seeds:
         for head in args.heads:
             for backbone in args.backbones:
-                key = Key(head, backbone, seed)
-                if 'metric' not in records.runs.get(key, {}):
-                    _train(key, args, records)
+                _train(Key(head, backbone, seed), args, records)
 
 
 def _train(key: Key, args: argparse.Namespace, records: Records) -> None:
-    folder = args.work_dirs / key.folder
     cfg = config_of(*key, args.steps)
     steps = cfg.train_cfg.max_iters
+    known = records.runs.get(key)
+    if known and known['steps'] != steps:
+        raise UserError(
+            f'A table has trainings of as many steps, and {records.path} has {key.backbone} with {known["steps"]}, now '
+            f'{steps} are asked for. Give another file with --results.')
+    if known:
+        print(f'{key.folder(steps)}: already in {records.path}', flush=True)
+        return
+
+    folder = args.work_dirs / key.folder(steps)
     last = folder / f'iter_{steps}.pth'
     if not last.exists():
         folder.mkdir(parents=True, exist_ok=True)
         cfg.dump(folder / 'config.py')
         resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
-        print(f'{key.folder}: {steps} steps', flush=True)
+        print(f'{key.folder(steps)}: training', flush=True)
         subprocess.run([
             sys.executable, ROOT / 'tools' / 'train.py', folder / 'config.py', '--work-dir', folder,
             '--amp', '--amp-dtype', 'bfloat16', *resume], check=True)
@@ -94,7 +101,7 @@ def _train(key: Key, args: argparse.Namespace, records: Records) -> None:
     records.add(
         key, steps=steps, minutes=minutes_of(folder, steps), metric=metric, classes=classes,
         parameters=count_parameters(network), macs=macs)
-    print(f'{key.folder}: {metric:.2f}', flush=True)
+    print(f'{key.folder(steps)}: {metric:.2f}', flush=True)
 
 
 def int8(args: argparse.Namespace, records: Records) -> None:
@@ -103,11 +110,12 @@ def int8(args: argparse.Namespace, records: Records) -> None:
         chosen = key.head in args.heads and key.backbone in args.backbones and key.seed in args.seeds
         if chosen and FORMS[2] not in run:
             cfg, checkpoint = trained(key, run, args)
-            engine = exported(cfg, checkpoint, args.work_dirs / key.folder, 'fp32')
+            folder = args.work_dirs / key.folder(run['steps'])
+            exported(cfg, checkpoint, folder, 'fp32')
             try:
-                engine = exported(cfg, checkpoint, args.work_dirs / key.folder, 'int8', args.max_drop)
-            except UserError as error:  # no attempt kept the metric
-                records.add(key, **{FORMS[1]: points(cfg, engine)[0], FORMS[2]: None}, refused=str(error))
+                engine = exported(cfg, checkpoint, folder, 'int8', args.max_drop)
+            except UserError as error:  # such as no attempt that keeps the metric: the others go on
+                print(f'{folder}: {error}', flush=True)
                 continue
 
             judged = read_description(engine.path).quantisation
@@ -116,7 +124,7 @@ def int8(args: argparse.Namespace, records: Records) -> None:
 
 
 def latency(args: argparse.Namespace, records: Records) -> None:
-    """Time the deploy form and both engines of every backbone of a head, interleaved."""
+    """Time the deploy form and both engines of every backbone of a head, those of seed 0, interleaved."""
     for head in args.heads:
         calls = {}
         for key, run in records.runs.items():
@@ -125,13 +133,14 @@ def latency(args: argparse.Namespace, records: Records) -> None:
         if not calls:
             continue
 
-        found = interleaved_latency(calls, args.rounds)
-        machine = f'torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads, {args.rounds} rounds'
+        found = interleaved_latency(calls, args.rounds, pause=PAUSE)
+        machine = (
+            f'torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} threads, {args.rounds} rounds with a '
+            f'pause of {PAUSE:g} s before each call')
         times: dict[str, dict] = {}
         for (backbone, form), measured in found.items():
             times.setdefault(backbone, {})[form] = [round(value, 2) for value in measured]
-        records.latency[head] = dict(machine=machine, ms=times)
-        records.write()
+        records.add_latency(head, machine, times)
 
 
 def _calls_of(key: Key, run: dict, args: argparse.Namespace) -> dict:
@@ -140,8 +149,8 @@ def _calls_of(key: Key, run: dict, args: argparse.Namespace) -> dict:
     image = torch.randn(1, 3, *size_of(cfg, network.model))
     calls = {(key.backbone, FORMS[0]): partial(network, image)}
     for form, precision in zip(FORMS[1:], ('fp32', 'int8')):
-        if run.get(form) is not None:
-            engine = exported(cfg, checkpoint, args.work_dirs / key.folder, precision)
+        if form in run:
+            engine = exported(cfg, checkpoint, args.work_dirs / key.folder(run['steps']), precision)
             calls[key.backbone, form] = partial(engine, image.numpy())
     return calls
 
@@ -152,7 +161,11 @@ def show(args: argparse.Namespace, records: Records) -> None:
     for head in args.heads:
         texts = [table_of(records, head), verdict_of(records, head)]
         print(*filter(None, texts), sep='\n\n', end='\n\n')
-    draw(records, args.plot)
+    if records.latency:
+        draw(records, args.plot)
+        print(f'Wrote {args.plot}')
+    else:
+        print('The plot needs times: run `latency` first.')
 
 
 STEPS = dict(train=train, int8=int8, latency=latency, show=show)
@@ -161,7 +174,7 @@ STEPS = dict(train=train, int8=int8, latency=latency, show=show)
 def trained(key: Key, run: dict, args: argparse.Namespace) -> tuple[Config, Checkpoint]:
     """The config and the last checkpoint of a training."""
     cfg = config_of(*key, run['steps'])
-    return cfg, read(cfg, args.work_dirs / key.folder / f'iter_{run["steps"]}.pth')
+    return cfg, read(cfg, args.work_dirs / key.folder(run['steps']) / f'iter_{run["steps"]}.pth')
 
 
 def read(cfg: Config, path: Path) -> Checkpoint:
@@ -172,7 +185,11 @@ def read(cfg: Config, path: Path) -> Checkpoint:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """The deploy form with every norm folded into its convolution, heads included; a ResNet's likewise."""
+    """The deploy form with every norm folded into its convolution, heads included; a ResNet's likewise.
+
+    The auxiliary head, which is for training alone, is left out.
+    """
+    model.auxiliary_head = None
     if isinstance(model.backbone, RepVGG):
         model = whole_model_convert(model)
     return fuse_conv_bn(model).eval()

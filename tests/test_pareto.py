@@ -43,7 +43,9 @@ def test_every_backbone_fits_every_head(head, backbone):
         image = torch.empty(2, 3, 96, 96)
 
     features = model.backbone(image)
-    assert tuple(feature.shape[1] for feature in features) == BACKBONES[backbone].channels
+    wider = (head, backbone) == ('retinanet_bccd', 'MobileNetV2')  # mmdet's own last layer
+    assert tuple(feature.shape[1] for feature in features) == (
+        (24, 32, 96, 1280) if wider else BACKBONES[backbone].channels)
     strides = [96 // feature.shape[2] for feature in features]
     assert strides == ([4, 8, 8, 8] if head == 'pspnet_camvid' else [4, 8, 16, 32])
     if head == 'retinanet_bccd':
@@ -92,14 +94,15 @@ def test_folded_is_the_same_network_without_norms(backbone):
 # ---- what follows from the figures
 
 def records_of(tmp_path: Path, *rows: tuple) -> Records:
-    """Rows of backbone, seed, metric, metric in int8, ms (the same in every form)."""
+    """Rows of backbone, seed, metric, metric in int8 (or None), ms (the same in every form)."""
     records = Records(tmp_path / 'results.json')
     times = {}
     for backbone, seed, metric, in_int8, ms in rows:
         times[backbone] = {form: [ms, ms - 1, ms + 1] for form in FORMS}
-        records.latency[HEAD] = dict(machine='a test', ms=times)
+        engines = {FORMS[1]: metric, FORMS[2]: in_int8} if in_int8 else {}
         records.add(Key(HEAD, backbone, seed), steps=10, minutes=1.5, metric=metric, classes={}, parameters=8_300_000,
-                    macs=4_600_000_000, **{FORMS[1]: metric, FORMS[2]: in_int8})
+                    macs=4_600_000_000, **engines)
+    records.add_latency(HEAD, 'a test', times)
     return Records(records.path)  # as read again
 
 
@@ -107,7 +110,23 @@ def test_between_two_points_of_a_curve():
     curve = {10.0: 40.0, 40.0: 46.0}
     assert at_latency(curve, 20.0) == pytest.approx(43.0)  # half the way in log(ms)
     assert at_latency(curve, 10.0) == 40.0
-    assert at_latency(curve, 9.9) is at_latency(curve, 40.1) is at_latency({}, 10.0) is None
+    assert at_latency(curve, 9.9) == 40.0 and at_latency(curve, 40.1) == 46.0  # no farther than times are known
+    assert at_latency(curve, 9.7) is at_latency(curve, 41.0) is at_latency({}, 10.0) is None
+
+
+def test_a_slower_point_that_is_worse_does_not_count():
+    assert at_latency({10.0: 43.0, 20.0: 42.0, 40.0: 45.0}, 20.0) == 43.0
+
+
+def test_two_sittings_at_once_lose_nothing(tmp_path):
+    path = tmp_path / 'results.json'
+    one, other = Records(path), Records(path)
+    one.add(Key(HEAD, 'RepVGG-A0', 0), metric=40.)
+    other.add_latency(HEAD, 'a test', {})
+    one.add(Key(HEAD, 'RepVGG-A0', 0), steps=7)
+    found = Records(path)
+    assert found.runs[HEAD, 'RepVGG-A0', 0] == dict(head=HEAD, backbone='RepVGG-A0', seed=0, metric=40., steps=7)
+    assert found.latency == {HEAD: dict(machine='a test', ms={})}
 
 
 def test_verdict_at_equal_latency(tmp_path):
@@ -124,11 +143,23 @@ def test_seeds_are_compared_with_their_own_kind(tmp_path):
     records = records_of(
         tmp_path, ('RepVGG-A0', 0, 40., 39., 10.), ('RepVGG-B0', 0, 46., 42., 40.), ('ResNet-18', 0, 42., 41., 20.),
         ('RepVGG-A0', 1, 42., 39., 10.), ('RepVGG-B0', 1, 48., 42., 40.), ('ResNet-18', 1, 46., 41., 20.))
-    assert 'RepVGG is 0.0 (-1.0 to 1.0) points of mIoU above it' in verdict_of(records, HEAD)
+    assert 'PyTorch: at the 20.0 ms of ResNet-18 RepVGG is 0.0 (-1.0 to 1.0) points of mIoU above it' in verdict_of(
+        records, HEAD)
     assert curve_of(records, HEAD, 'RepVGG', 'PyTorch') == {10.: 41., 40.: 47.}
     assert curve_of(records, HEAD, 'RepVGG', 'PyTorch', seed=1) == {10.: 42., 40.: 48.}
     row = '| RepVGG-A0 | 2 | 41.0 (40.0 to 42.0) | 39.0 (39.0 to 39.0) | 10.0 (9.0 to 11.0) |'
     assert row in table_of(records, HEAD)
+
+
+def test_what_is_below_is_told_without_a_second_minus(tmp_path):
+    rows = []
+    for seed, of_resnet in enumerate((45., 46.)):
+        rows += [('RepVGG-A0', seed, 40., 39., 10.), ('RepVGG-B0', seed, 46., 42., 40.),
+                 ('ResNet-18', seed, of_resnet, 41., 20.)]
+    records = records_of(tmp_path, *rows)
+    assert 'PyTorch: at the 20.0 ms of ResNet-18 RepVGG is 2.5 (2.0 to 3.0) points of mIoU below it' in verdict_of(
+        records, HEAD)
+    assert 'int8: at the 20.0 ms of ResNet-18 RepVGG is 0.5 points' in verdict_of(records, HEAD)  # seed 0 is timed
 
 
 def test_int8_that_was_refused_is_no_point(tmp_path):
@@ -139,11 +170,21 @@ def test_int8_that_was_refused_is_no_point(tmp_path):
 @pytest.mark.parametrize('head', HEADS)
 def test_the_page_has_the_tables_and_what_follows(head):
     page = (ROOT / 'docs' / 'backbones.md').read_text()
-    records = Records(pareto.RESULTS)
+    records = Records(ROOT / 'benchmarks' / 'pareto.json')
     rows = [line for line in table_of(records, head).splitlines() if line.startswith('|')]
     assert all(row in page for row in rows)
     words = ' '.join(page.split())
-    assert all(line.removeprefix('* ') in words for line in verdict_of(records, head).splitlines())
+    assert all(line in words for line in verdict_of(records, head).splitlines())
+    for key, run in records.runs.items():
+        if key.head == head:
+            assert f'| {key.backbone} | {" | ".join(map(str, run["classes"].values()))} |' in page
+
+
+def test_the_page_tells_what_is_missing():
+    page = ' '.join((ROOT / 'docs' / 'backbones.md').read_text().split())
+    measured = {key.backbone for key in Records(ROOT / 'benchmarks' / 'pareto.json').runs}
+    not_measured = page.split('## Not measured')[1]
+    assert measured and all(backbone in not_measured for backbone in set(BACKBONES) - measured)
 
 
 # ---- the script
@@ -166,8 +207,11 @@ def test_every_step_and_nothing_is_made_twice(tmp_path):
 
     content = (tmp_path / 'results.json').read_bytes()
     again = run_tool('benchmarks/pareto.py', 'train', *common, '--steps', 2).stdout
-    assert 'steps' not in again
+    assert 'already in' in again and 'training' not in again
+    run_tool('benchmarks/pareto.py', 'int8', *common, '--max-drop', 100)
     assert (tmp_path / 'results.json').read_bytes() == content
+    refused = run_tool('benchmarks/pareto.py', 'train', *common, check=False)
+    assert refused.returncode == 1 and 'with 2, now 700 are asked for. Give another file' in refused.stderr
 
 
 @needs_data

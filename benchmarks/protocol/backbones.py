@@ -67,6 +67,9 @@ def config_of(head: str, backbone: str, seed: int, steps: int | None = None) -> 
 
     if chosen.family == 'ResNet' and cfg.default_scope == 'mmseg':
         settings['type'] = 'ResNetV1c'  # as mmseg's own configs have it
+    if chosen.family == 'MobileNetV2' and cfg.default_scope == 'mmdet':
+        settings['out_indices'] = (1, 2, 4, 7)  # mmdet's has one more layer, which is computed in any case
+        model.neck.in_channels[3] = 1280
     model.backbone = dict(norm_cfg=dict(type='BN'), norm_eval=False, **settings)
 
     cfg.randomness = dict(seed=seed)

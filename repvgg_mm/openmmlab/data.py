@@ -101,6 +101,7 @@ def validation_set(cfg: Config) -> BaseDataset:
         raise UserError('Images come from val_dataloader, and this config has none. Add it to the config.')
 
     check_dataset(cfg, 'val')
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
     try:
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
         size = len(dataset)

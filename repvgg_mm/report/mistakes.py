@@ -95,6 +95,7 @@ def find_mistakes(
     dataset = validation_set(cfg)
     complete(model, cfg)
     classes = list(dataset.metainfo.get('classes') or ())
+    _check_order(cfg)
     order = np.random.default_rng(0).permutation(len(dataset)).tolist()
 
     total, shares = 0, {}
@@ -130,19 +131,37 @@ def count_pixels(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.n
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def match_boxes(truth: Tensor, predicted: Tensor) -> list[tuple[int, int]]:
-    """Pairs of an object (of boxes (N, 4)) and its box (of (M, 4)), the greatest overlap first.
+def match_boxes(
+    truth: Tensor, labels: Tensor, predicted: Tensor, predicted_labels: Tensor
+) -> list[tuple[int, int]]:
+    """Pairs of an object (boxes (N, 4), labels (N,)) and its box ((M, 4), (M,)): those of one class first, of these
+    the greatest overlap first.
 
     Each has one partner at most, whose intersection over union with it is `MATCH` or more.
     """
     from mmdet.structures.bbox import bbox_overlaps
     overlaps = bbox_overlaps(truth, predicted)
+    same_class = labels[:, None] == predicted_labels
+
     pairs = []
-    while overlaps.numel() and overlaps.max() >= MATCH:
-        i, j = divmod(int(overlaps.argmax()), overlaps.shape[1])
-        pairs.append((i, j))
-        overlaps[i] = overlaps[:, j] = -1
+    for allowed in (same_class, torch.ones_like(same_class)):
+        left = overlaps.where(allowed, -torch.ones_like(overlaps))
+        while left.numel() and left.max() >= MATCH:
+            i, j = divmod(int(left.argmax()), left.shape[1])
+            pairs.append((i, j))
+            for table in (left, overlaps):
+                table[i] = table[:, j] = -1
     return pairs
+
+
+def _check_order(cfg: Config) -> None:
+    """UserError if boxes of the truth are resized with the image: predictions have the size of the original."""
+    steps = [str(step.get('type')) for step in cfg.val_dataloader.dataset.get('pipeline') or ()]
+    resizes = [place for place, step in enumerate(steps) if 'Resize' in step]
+    if 'LoadAnnotations' in steps and resizes and steps.index('LoadAnnotations') < resizes[-1]:
+        raise UserError(
+            'Predictions have the size of the original image, and the validation pipeline resizes annotations: '
+            f'{", ".join(steps)}. Put LoadAnnotations after Resize.')
 
 
 def _look(
@@ -151,13 +170,14 @@ def _look(
     """The counts of one image, its mistakes, and the prediction."""
     sample = read_sample(dataset, index)
     prediction = predict(model, sample)
-    look = _pixels if 'pred_sem_seg' in prediction else _boxes
-    try:
-        return *look(sample['data_samples'], prediction, classes), prediction
-    except (AttributeError, KeyError):
+    truth = sample['data_samples']
+    masks = 'pred_sem_seg' in prediction
+    if 'gt_sem_seg' not in truth if masks else 'bboxes' not in truth.get('gt_instances', ()):
         raise UserError(
             'Mistakes are counted beside annotations, and the validation pipeline loads none. Add LoadAnnotations to '
-            'it.') from None
+            'it.')
+    look = _pixels if masks else _boxes
+    return *look(truth, prediction, classes), prediction
 
 
 def _pixels(truth: BaseDataElement, prediction: BaseDataElement, classes: int) -> tuple[np.ndarray, Difference]:
@@ -165,8 +185,8 @@ def _pixels(truth: BaseDataElement, prediction: BaseDataElement, classes: int) -
     if labels.shape != predicted.shape or predicted.max() >= classes:
         raise UserError(
             f'Labels and predictions have one size and the {classes} classes of the data set, got {labels.shape} and '
-            f'{predicted.shape}, with classes up to {predicted.max()}. Put LoadAnnotations after Resize in the '
-            'pipeline, and name every class.')
+            f'{predicted.shape}, with classes up to {predicted.max()}. Name every class in metainfo, and leave the '
+            'size of labels alone.')
 
     counts = count_pixels(labels, predicted, classes)
     wrong = (labels < classes) & (labels != predicted)
@@ -178,11 +198,16 @@ def _pixels(truth: BaseDataElement, prediction: BaseDataElement, classes: int) -
 def _boxes(truth: BaseDataElement, prediction: BaseDataElement, classes: int) -> tuple[np.ndarray, Difference]:
     objects, found = instances_of(truth, 'gt'), instances_of(prediction, 'pred')
     object_boxes, found_boxes = boxes_of(objects), boxes_of(found)
+    highest = max([-1, *objects.labels.tolist(), *found.labels.tolist()])
+    if highest >= classes:
+        raise UserError(
+            f'Objects and boxes have the {classes} classes of the data set, and one has class {highest}. Name every '
+            'class in metainfo.')
     missed, too_many = set(range(len(object_boxes))), set(range(len(found_boxes)))
 
     counts = np.zeros((classes + 1, classes + 1), np.int64)
     wrong = []
-    for i, j in match_boxes(object_boxes, found_boxes):
+    for i, j in match_boxes(object_boxes, objects.labels, found_boxes, found.labels):
         missed.remove(i)
         too_many.remove(j)
         counts[objects.labels[i], found.labels[j]] += 1

@@ -46,8 +46,8 @@ def mistakes_section(found: Mistakes, words: str) -> Section:
     text = f'On {_which(found)} {found.available:,} images of the validation set; {words}.'
     if found.boxes:
         text += (
-            f' An object is found if a box with a score of {100 * SCORE:.0f} percent or more covers it with an '
-            f'intersection over union of {MATCH:g} or more.')
+            f' An object is found if a box of its class with a score of {100 * SCORE:.0f} percent or more covers it '
+            f'with an intersection over union of {MATCH:g} or more.')
 
     chosen = _most_mistaken(found)
     counts = found.counts[np.ix_(chosen, chosen)]
@@ -91,7 +91,7 @@ def _class_table(found: Mistakes) -> Table:
         size = f'{truth:,}' if found.boxes else f'{100 * truth / found.counts.sum():.1f}'
         rows.append((name, size, *(_percent(share[i]) for share in shares.values()), _taken_for(found, i)))
 
-    unit = 'objects' if found.boxes else '% of all pixels'
+    unit = 'objects' if found.boxes else '% of labelled pixels'
     return Table(
         ('class', unit, *shares, 'most often taken for'), rows,
         'Found is the share of a class that was taken for it; right is the share of what was taken for it that is it.')

@@ -25,9 +25,12 @@ def test_pixels_by_what_they_are_and_what_they_were_taken_for():
 def test_boxes_have_one_partner_each_the_nearest_first():
     objects = torch.tensor([[0., 0, 10, 10], [100, 100, 110, 110]])
     found = torch.tensor([[0., 0, 10, 8], [0, 0, 10, 10], [104, 100, 114, 110], [100, 100, 110, 105]])
+    labels, same = torch.zeros(2).long(), torch.zeros(4).long()
     # the second box is the first object's; the third overlaps by 60 of 140, the fourth by half exactly
-    assert match_boxes(objects, found) == [(0, 1), (1, 3)]
-    assert match_boxes(objects, found[:0]) == match_boxes(objects[:0], found) == []
+    assert match_boxes(objects, labels, found, same) == [(0, 1), (1, 3)]
+    assert match_boxes(objects, labels, found[:0], same[:0]) == match_boxes(objects[:0], labels[:0], found, same) == []
+    # of another class the second box has to leave the first object to the first one, and finds no other
+    assert match_boxes(objects, labels, found, torch.tensor([0, 1, 0, 1])) == [(0, 0), (1, 3)]
 
 
 def truth_of(*rows: tuple) -> object:
@@ -101,5 +104,48 @@ def test_labels_that_were_resized_with_the_image(converted):
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='Resize', scale=(32, 32)),
                 dict(type='PackSegInputs')]
     cfg.val_dataloader.dataset.pipeline = pipeline
-    with pytest.raises(UserError, match=r'got \(32, 32\) and \(64, 64\).*Put LoadAnnotations after Resize'):
+    with pytest.raises(UserError, match=r'resizes annotations: .*LoadAnnotations, Resize.*after Resize'):
         find_mistakes(cfg, conversion.deploy)
+
+
+def test_classes_that_the_data_set_does_not_name(converted):
+    conversion, _, cfg = converted
+    import_toolbox(cfg)
+    with pytest.raises(UserError, match='have the 2 classes of the data set, and one has class 2'):
+        _boxes(truth_of((0, 0, 10, 10, 2)), boxes(), 2)
+    cfg = copy_of(cfg)
+    cfg.val_dataloader.dataset.metainfo = dict(classes=('background',), palette=[[0, 0, 0]])
+    with pytest.raises(UserError, match=r'the 1 classes of the data set, .*Name every class in metainfo'):
+        find_mistakes(cfg, conversion.deploy)
+
+
+def test_boxes_of_the_truth_are_all_found(shapes, tmp_path):
+    """At their original size, though the network sees the images at twice that."""
+    path = write_config(tmp_path, 'detector')
+    cfg = config_of(path, shapes)
+    import_toolbox(cfg)
+    for step in cfg.val_dataloader.dataset.pipeline:
+        if step['type'] == 'Resize':
+            step['scale'] = (128, 128)
+    model = Oracle()
+    found = find_mistakes(cfg, model)
+    objects = found.counts[:-1].sum()
+    assert objects > 5 and found.counts.diagonal().sum() == found.counts.sum() == objects
+    assert model.sizes == {(128, 128)}
+
+
+class Oracle(torch.nn.Module):
+    """Predicts what is annotated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = set()
+
+    def test_step(self, batch: dict) -> list:
+        sample, = batch['data_samples']
+        self.sizes.add(tuple(batch['inputs'][0].shape[1:]))
+        truth = sample.gt_instances
+        sample.pred_instances = InstanceData(
+            bboxes=truth.bboxes.tensor if hasattr(truth.bboxes, 'tensor') else truth.bboxes, labels=truth.labels,
+            scores=torch.ones(len(truth)))
+        return [sample]
