@@ -31,6 +31,7 @@ from torch import nn
 
 from repvgg_mm import RepVGG, register, whole_model_convert
 from repvgg_mm.__main__ import run_script
+from repvgg_mm.benchmark.benchmark import PAUSE
 from repvgg_mm.convert.measure import count_macs, count_parameters, cpu_name, interleaved_latency
 from repvgg_mm.deploy.checkpoint import Checkpoint, load_model
 from repvgg_mm.engine.description import read_description
@@ -42,7 +43,6 @@ from repvgg_mm.export.target import Target
 from repvgg_mm.openmmlab.config import import_toolbox
 
 ROOT = Path(__file__).parents[1]
-PAUSE = 0.1  # seconds before each timed call, in which the threads of another library stop waiting busily
 
 
 def main() -> None:

@@ -51,9 +51,8 @@ def _draw_panel(axis: Axes, records: Records, head: str, form: str) -> None:
         if curve:
             axis.plot(list(curve), list(curve.values()), color=colour, marker=marker, label=family)
 
-    times = records.latency[head]['ms']
     for backbone, chosen in BACKBONES.items():
-        of_form = times.get(backbone, {}).get(form)
+        of_form = records.times(head, backbone).get(form)
         values = curve_of(records, head, chosen.family, form)
         if of_form and of_form[0] in values:
             short = backbone.split('-')[-1] if '-' in backbone else ''

@@ -38,6 +38,10 @@ class Records:
         for run in content.get('runs', []):
             self.runs[Key(run['head'], run['backbone'], run['seed'])] = run
 
+    def times(self, head: str, backbone: str) -> dict[str, list[float]]:
+        """Median and quartiles (ms) of each form that was timed."""
+        return self.latency.get(head, {}).get('ms', {}).get(backbone, {})
+
     def add(self, key: Key, **found: object) -> None:
         """Add to what is known of a training, and write the file."""
         self.read()

@@ -43,7 +43,7 @@ def table_of(records: Records, head: str) -> str:
 
 
 def _row(records: Records, head: str, backbone: str, runs: list[dict]) -> str:
-    measured = records.latency.get(head, {}).get('ms', {}).get(backbone, {})
+    measured = records.times(head, backbone)
     times = []
     for form in FORMS:
         times.append('{:.1f} ({:.1f} to {:.1f})'.format(*measured[form]) if form in measured else '')
@@ -75,7 +75,7 @@ def curve_of(records: Records, head: str, family: str, form: str, seed: int | No
     """
     curve = {}
     for backbone, chosen in BACKBONES.items():
-        times = records.latency.get(head, {}).get('ms', {}).get(backbone, {})
+        times = records.times(head, backbone)
         runs = [run for run in runs_of(records, head, backbone) if seed in (None, run['seed'])]
         if form == FORMS[2]:
             values = [run[form] for run in runs if run['seed'] == 0 and form in run]
@@ -110,7 +110,7 @@ def verdict_of(records: Records, head: str) -> str:
 
 def _verdict(records: Records, head: str, backbone: str, form: str) -> list[str]:
     family = BACKBONES[backbone].family
-    measured = records.latency.get(head, {}).get('ms', {}).get(backbone, {}).get(form)
+    measured = records.times(head, backbone).get(form)
     if not measured:
         return []
     differences = []

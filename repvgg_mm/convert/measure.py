@@ -54,11 +54,17 @@ SECONDS_BETWEEN = 5.0  # of two lines of progress
 
 
 class RoundProgress:
-    """An `after_round` of `interleaved_latency` that says every `SECONDS_BETWEEN` how many of `rounds` are `done`."""
+    """An `after_round` of `interleaved_latency` that says every `SECONDS_BETWEEN` how many of `rounds` are `done`.
 
-    def __init__(self, rounds: int, say: Callable[[str], None]) -> None:
+    `words` have `{done}` and `{rounds}` in them.
+    """
+
+    def __init__(
+        self, rounds: int, say: Callable[[str], None], words: str = 'Measured latency in {done} of {rounds} rounds'
+    ) -> None:
         self.rounds = rounds
         self.say = say
+        self.words = words
         self.done = 0
         self.said = time.perf_counter()
 
@@ -67,7 +73,7 @@ class RoundProgress:
         now = time.perf_counter()
         if done and now - self.said >= SECONDS_BETWEEN:
             self.said = now
-            self.say(f'Measured latency in {done} of {self.rounds} rounds')
+            self.say(self.words.format(done=done, rounds=self.rounds))
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..convert.measure import RoundProgress
 from ..errors import UserError
 from ..openmmlab.data import validation_set
 from .pictures import (
@@ -33,7 +33,6 @@ from .pictures import (
 MATCH = 0.5  # intersection over union from which a box is that of an object
 NOTHING = 'nothing'  # what a missed object is taken for, and what stands where a box is too many
 SECONDS = 60.0  # for all images: a large network on a CPU sees a part of them
-SECONDS_BETWEEN = 5.0  # of two lines of progress
 Progress = Callable[[str], None]
 
 
@@ -99,25 +98,21 @@ def find_mistakes(
     order = np.random.default_rng(0).permutation(len(dataset)).tolist()
 
     total, shares = 0, {}
-    begin = said = time.perf_counter()
+    begin = time.perf_counter()
+    tell = RoundProgress(len(dataset), progress, 'Looked for mistakes on {done} of {rounds} images')
     for index in order:
-        now = time.perf_counter()
-        if shares and now - begin > seconds:
+        if shares and time.perf_counter() - begin > seconds:
             break
-        if now - said > SECONDS_BETWEEN:
-            progress(f'Looked for mistakes on {len(shares)} of {len(dataset)} images')
-            said = now
-
-        counts, difference, prediction = _look(dataset, index, model, len(classes))
+        counts, difference, _ = _look(read_sample(dataset, index), model, len(classes))
         total = total + counts
         shares[index] = difference.count / max(difference.total, 1)
+        tell(len(shares))
 
-    rows = []
+    rows, colours = [], colours_of(dataset)
     for index in sorted(shares, key=lambda index: -shares[index])[:worst]:
-        _, difference, prediction = _look(dataset, index, model, len(classes))
         sample = read_sample(dataset, index)
-        rows.append(picture_row(
-            sample, {'prediction': prediction}, difference, colours_of(dataset), 'mistakes'))
+        _, difference, prediction = _look(sample, model, len(classes))
+        rows.append(picture_row(sample, {'prediction': prediction}, difference, colours, 'mistakes'))
 
     boxes = 'pred_instances' in prediction
     names = [*classes, NOTHING] if boxes else classes
@@ -164,15 +159,12 @@ def _check_order(cfg: Config) -> None:
             f'{", ".join(steps)}. Put LoadAnnotations after Resize.')
 
 
-def _look(
-    dataset: BaseDataset, index: int, model: nn.Module, classes: int
-) -> tuple[np.ndarray, Difference, BaseDataElement]:
+def _look(sample: dict, model: nn.Module, classes: int) -> tuple[np.ndarray, Difference, BaseDataElement]:
     """The counts of one image, its mistakes, and the prediction."""
-    sample = read_sample(dataset, index)
-    prediction = predict(model, sample)
-    truth = sample['data_samples']
+    prediction, truth = predict(model, sample), sample['data_samples']
     masks = 'pred_sem_seg' in prediction
-    if 'gt_sem_seg' not in truth if masks else 'bboxes' not in truth.get('gt_instances', ()):
+    annotated = 'gt_sem_seg' in truth if masks else 'bboxes' in truth.get('gt_instances', ())
+    if not annotated:
         raise UserError(
             'Mistakes are counted beside annotations, and the validation pipeline loads none. Add LoadAnnotations to '
             'it.')
