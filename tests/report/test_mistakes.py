@@ -29,6 +29,8 @@ def test_boxes_have_one_partner_each_the_nearest_first():
     # the second box is the first object's; the third overlaps by 60 of 140, the fourth by half exactly
     assert match_boxes(objects, labels, found, same) == [(0, 1), (1, 3)]
     assert match_boxes(objects, labels, found[:0], same[:0]) == match_boxes(objects[:0], labels[:0], found, same) == []
+    # a box is that of one object, and the object that is left over has none
+    assert match_boxes(objects[[0, 0]], labels, found[:1], same[:1]) == [(0, 0)]
     # of another class the second box has to leave the first object to the first one, and finds no other
     assert match_boxes(objects, labels, found, torch.tensor([0, 1, 0, 1])) == [(0, 0), (1, 3)]
 
