@@ -123,6 +123,7 @@ def test_two_sittings_at_once_lose_nothing(tmp_path):
     one, other = Records(path), Records(path)
     one.add(Key(HEAD, 'RepVGG-A0', 0), metric=40.)
     other.add_latency(HEAD, 'a test', {})
+    assert len(Records(path).runs) == 1
     one.add(Key(HEAD, 'RepVGG-A0', 0), steps=7)
     found = Records(path)
     assert found.runs[HEAD, 'RepVGG-A0', 0] == dict(head=HEAD, backbone='RepVGG-A0', seed=0, metric=40., steps=7)
