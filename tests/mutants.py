@@ -170,6 +170,7 @@ MUTANTS = [
     Mutant('training/preemption.py', "all_reduce(agreed, 'max')", 'pass', 'tests/training/test_preemption.py'),
     Mutant('files/atomic.py', 'if free and path.is_dir():', 'if path.is_dir():', 'tests/files/test_atomic.py'),
     Mutant('engine/description.py', '_check_values(file, description)', 'pass', 'tests/engine/test_description.py'),
+    Mutant('engine/openvino_file.py', '@cache\n', '', 'tests/engine/test_openvino_file.py'),
     Mutant('engine/runtimes.py', 'if absent:', 'if False:', 'tests/engine/test_engine.py'),
     Mutant('engine/runtimes.py', 'if PROVIDERS[device.kind] not in session.get_providers():', 'if False:',
            'tests/engine/test_runtimes.py'),

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import LONGEST_REASON, UserError
 from .description import Description
+from .openvino_file import openvino_core
 from .packages import optional
 
 Runner = Callable[[np.ndarray], list[np.ndarray]]
@@ -96,8 +97,7 @@ def load_onnxruntime(path: Path, description: Description, device: Device, threa
 
 def load_openvino(path: Path, description: Description, device: Device, threads: int | None) -> Runtime:
     """An engine in .xml, on a device that OpenVINO finds."""
-    openvino = optional('openvino')
-    core = openvino.Core()
+    core = openvino_core()
     wanted = device.kind.upper()
     if device.index:
         wanted += f'.{device.index}'

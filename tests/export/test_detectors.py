@@ -8,7 +8,6 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from detectors import HEADS, assert_same_detections, detector, predict
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from repvgg_mm import UserError, whole_model_convert
 from repvgg_mm.engine.detections import Detections, detect
+from repvgg_mm.engine.openvino_file import openvino_core
 from repvgg_mm.export.detectors import DetectorWithNms, clip, replace_deformable_sampling, sample_at
 from repvgg_mm.export.networks import Preprocess, network_of
 from repvgg_mm.export.onnx_graph import to_onnx
@@ -70,7 +70,7 @@ def engines_of(network: DetectorWithNms, example: Tensor, batch: Tensor, file: P
     onnx.save(to_onnx(network, example.permute(0, 2, 3, 1).contiguous(), network.outputs), file)
     inputs = batch.permute(0, 2, 3, 1).contiguous().numpy()
     by_onnxruntime = onnxruntime.InferenceSession(file).run(None, dict(image=inputs))
-    by_openvino = openvino.Core().compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(inputs)
+    by_openvino = openvino_core().compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(inputs)
     return [dict(zip(network.outputs, outputs)) for outputs in (by_onnxruntime, list(by_openvino.values()))]
 
 

@@ -14,7 +14,7 @@ from engines import description
 from torch import nn
 
 from repvgg_mm.engine.description import read_description
-from repvgg_mm.engine.openvino_file import PROPERTIES
+from repvgg_mm.engine.openvino_file import PROPERTIES, openvino_core
 from repvgg_mm.export.engine_files import write_engine
 from repvgg_mm.export.onnx_graph import to_onnx
 
@@ -48,7 +48,7 @@ def test_an_openvino_engine(graph, precision, tmp_path):
 
 def test_weights_stay_float32_in_bf16(graph, network, tmp_path):
     path, _ = write_engine(graph, description(engine='openvino', precision='bf16'), tmp_path)
-    read = openvino.Core().compile_model(path, 'CPU', PROPERTIES['fp32'])
+    read = openvino_core().compile_model(path, 'CPU', PROPERTIES['fp32'])
     torch.testing.assert_close(
         torch.from_numpy(read(IMAGE.numpy())['pooled']), network(IMAGE).detach(), rtol=1e-5, atol=1e-5)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from repvgg_mm.engine.openvino_file import openvino_core
 from repvgg_mm.export.onnx_graph import to_onnx
 from repvgg_mm.export.roi_align import pool_rois
 
@@ -65,6 +65,6 @@ def test_equals_mmdets_extractor_in_each_engine(changes, largest, tmp_path):
 
     onnx.save(to_onnx(network, x, ['pooled']), tmp_path / 'pool.onnx')
     by_onnxruntime, = onnxruntime.InferenceSession(tmp_path / 'pool.onnx').run(None, dict(image=x.numpy()))
-    compiled = openvino.Core().compile_model(tmp_path / 'pool.onnx', 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+    compiled = openvino_core().compile_model(tmp_path / 'pool.onnx', 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
     torch.testing.assert_close(torch.from_numpy(by_onnxruntime), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), expected, rtol=1e-5, atol=1e-5)

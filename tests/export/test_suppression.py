@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from torch import Tensor, nn
 
+from repvgg_mm.engine.openvino_file import openvino_core
 from repvgg_mm.export.onnx_graph import to_onnx
 from repvgg_mm.export.suppression import keep_best, rows_at, suppress, suppress_by_class
 
@@ -50,7 +50,7 @@ def in_both_engines(network: nn.Module, example: Tensor, inputs: Tensor, file: P
     names = ['kept'] if isinstance(network, Suppresses) else ['boxes', 'scores', 'labels']
     onnx.save(to_onnx(network, example, names, dynamic=(0, 2)), file)
     by_onnxruntime = onnxruntime.InferenceSession(file).run(None, {'image': inputs.numpy()})
-    by_openvino = openvino.Core().compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(inputs.numpy())
+    by_openvino = openvino_core().compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(inputs.numpy())
     return [by_onnxruntime, [by_openvino[i] for i in range(len(by_onnxruntime))]]
 
 

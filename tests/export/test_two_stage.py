@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from helpers import randomise_norms, two_stage_config
@@ -24,6 +23,7 @@ from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
 from repvgg_mm.engine.model import EngineModel
+from repvgg_mm.engine.openvino_file import openvino_core
 from repvgg_mm.export.export import export
 from repvgg_mm.export.networks import Preprocess, network_of
 from repvgg_mm.export.onnx_graph import to_onnx, without_threshold
@@ -126,7 +126,7 @@ def test_engines_of_a_cascade(tmp_path):
     onnx.save(to_onnx(exported, x, exported.outputs), tmp_path / 'cascade.onnx')
 
     by_onnxruntime = onnxruntime.InferenceSession(tmp_path / 'cascade.onnx').run(None, dict(image=x.numpy()))
-    compiled = openvino.Core().compile_model(tmp_path / 'cascade.onnx', 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+    compiled = openvino_core().compile_model(tmp_path / 'cascade.onnx', 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
     by_openvino = [*compiled(x.numpy()).values()]
     for outputs in (by_onnxruntime, by_openvino):
         assert_equals_mmdet([*map(torch.from_numpy, outputs)], expected, 100)
@@ -179,7 +179,7 @@ def test_the_score_threshold_stands_in_the_graph_and_can_be_0(maskrcnn, tmp_path
 def test_an_engine_of_openvino_has_the_same_masks(maskrcnn):
     _, _, path = maskrcnn
     x = images()[:1].permute(0, 2, 3, 1).contiguous().numpy()
-    compiled = openvino.Core().compile_model(path, 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
+    compiled = openvino_core().compile_model(path, 'CPU', dict(INFERENCE_PRECISION_HINT='f32'))
     found = compiled(x)
     for name, expected in Engine(path)(x).items():
         torch.testing.assert_close(torch.from_numpy(found[name]), torch.from_numpy(expected), rtol=1e-4, atol=1e-3)

@@ -12,7 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
-import openvino
 import pytest
 import torch
 from engines import quiet
@@ -25,6 +24,7 @@ from repvgg_mm.deploy.checkpoint import Checkpoint
 from repvgg_mm.engine.description import Attempt, Description
 from repvgg_mm.engine.engine import Engine
 from repvgg_mm.engine.evaluate import evaluate
+from repvgg_mm.engine.openvino_file import openvino_core
 from repvgg_mm.export.engine_files import write_engine
 from repvgg_mm.export.export import export, load_deploy, prepare
 from repvgg_mm.export.networks import Preprocess, network_of
@@ -73,7 +73,7 @@ def test_what_the_tool_writes_and_says(exported, cfg, checkpoint):
 
 
 def test_weights_are_whole_numbers_in_the_file(exported):
-    network = openvino.Core().read_model(exported / 'engine.xml')
+    network = openvino_core().read_model(exported / 'engine.xml')
     types = {node.get_element_type().get_type_name() for node in network.get_ordered_ops()
              if node.get_type_name() == 'Constant' and node.get_output_size() and len(node.get_output_shape(0)) == 4
              and np.prod(node.get_output_shape(0)) > 1000}
