@@ -216,6 +216,26 @@ def test_every_step_and_nothing_is_made_twice(tmp_path):
 
 
 @needs_data
+def test_a_training_that_was_stopped_goes_on(tmp_path):
+    key = Key('pspnet_camvid', 'RepVGG-half', 0)
+    folder = tmp_path / 'work' / key.folder(4)
+    folder.mkdir(parents=True)
+    config_of(*key, 4).dump(folder / 'config.py')
+    run_tool('tools/train.py', folder / 'config.py', '--work-dir', folder, '--amp', '--amp-dtype', 'bfloat16',
+             '--cfg-options', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2')
+    assert not (folder / 'iter_4.pth').exists()
+
+    words = ['train', '--heads', key.head, '--backbones', key.backbone, '--steps', 4,
+             '--results', tmp_path / 'results.json', '--work-dirs', tmp_path / 'work']
+    run_tool('benchmarks/pareto.py', *words)
+    _, second = sorted(folder.glob('*/*.log'))
+    assert 'resumed epoch: 0, iter: 2' in second.read_text()
+    assert (folder / 'iter_4.pth').exists()
+    run, = json.loads((tmp_path / 'results.json').read_text())['runs']
+    assert run['steps'] == 4
+
+
+@needs_data
 def test_metric_of_each_class(tmp_path):
     cfg = config_of(HEAD, 'RepVGG-half', 0)
     import_toolbox(cfg)
