@@ -29,7 +29,7 @@ def draw(records: Records, path: Path) -> None:
     """The plot of every head whose latency was measured."""
     heads = [head for head in HEADS if head in records.latency]
     size = (4 * len(FORMS), 3.6 * len(heads))
-    figure, axes = plt.subplots(len(heads), len(FORMS), figsize=size, squeeze=False, sharey='row')
+    figure, axes = plt.subplots(len(heads), len(FORMS), figsize=size, squeeze=False, sharey='row', layout='constrained')
     for row, head in zip(axes, heads):
         for axis, form in zip(row, FORMS):
             _draw_panel(axis, records, head, form)
@@ -38,8 +38,8 @@ def draw(records: Records, path: Path) -> None:
 
     for axis in axes[-1]:
         axis.set_xlabel('ms an image')
-    axes[0, 0].legend(loc='lower right', frameon=False, fontsize=9)
-    figure.tight_layout()
+    lines, families = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, families, loc='outside lower center', ncols=len(families), frameon=False, fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, format='png')
     plt.close(figure)

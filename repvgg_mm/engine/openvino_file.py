@@ -1,4 +1,4 @@
-"""Networks of OpenVINO: read from an ONNX graph, written as engine.xml and engine.bin."""
+"""OpenVINO: its one Core, and networks read from an ONNX graph, written as engine.xml and engine.bin."""
 
 from __future__ import annotations
 
